@@ -1,0 +1,176 @@
+"""The command ``lightning-dqn``: LightningCLI with the environment linked to the network, and shipped configurations."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from lightning_dqn.collector import ExperienceCollector
+from lightning_dqn.datamodule import ExperienceDataModule
+from lightning_dqn.module import DQNLightningModule
+from lightning_dqn.signals import GracefulInterrupt
+
+_INTERRUPTED = 130
+_NAMED_FIELD = re.compile(r"(data|model|trainer|collect|ckpt_path|config)\b")
+_CHECKPOINTS: dict[str, dict[str, Any]] = {
+    "checkpoint_best": {"filename": "best", "monitor": "val/return", "mode": "max", "save_weights_only": True},
+    "checkpoint_latest": {"filename": "latest", "every_n_epochs": 1},
+}
+
+
+class SaveConfig(SaveConfigCallback):
+    """Keeps the full configuration of a run in its folder, and with every logger."""
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Sends the configuration to the loggers; the file itself is written by the base class."""
+        config = self.parser.dump(self.config, skip_none=False)
+        for logger in trainer.loggers:
+            logger.log_hyperparams({"config": config})
+
+
+class DQNCLI(LightningCLI):
+    """LightningCLI for :class:`~lightning_dqn.module.DQNLightningModule` on an environment.
+
+    Sections of a configuration: ``trainer``, ``model``, ``data``, ``collect`` (the
+    :class:`~lightning_dqn.collector.ExperienceCollector`), ``checkpoint_best`` and ``checkpoint_latest``.
+
+    Args:
+        args: Arguments instead of those of the command line.
+        **kwargs: See :class:`lightning.pytorch.cli.LightningCLI`.
+    """
+
+    def __init__(self, args: ArgsType = None, **kwargs: Any) -> None:
+        defaults: dict[str, Any] = {
+            "auto_configure_optimizers": False,
+            "save_config_callback": SaveConfig,
+            "save_config_kwargs": {"overwrite": True},
+            "trainer_defaults": {"max_epochs": 20, "num_sanity_val_steps": 0},
+        }
+        super().__init__(DQNLightningModule, ExperienceDataModule, args=args, **(defaults | kwargs))
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Links the environment's shapes to the network and adds the callbacks that every run has."""
+        parser.link_arguments("data.observation_shape", "model.observation_shape", apply_on="instantiate")
+        parser.link_arguments("data.num_actions", "model.num_actions", apply_on="instantiate")
+        parser.add_lightning_class_args(ExperienceCollector, "collect")
+        for key, values in _CHECKPOINTS.items():
+            parser.add_lightning_class_args(ModelCheckpoint, key)
+            # at validation end: the one moment at which every kind of resume is exact
+            common = {"save_on_train_epoch_end": False, "enable_version_counter": False}
+            parser.set_defaults({f"{key}.{name}": value for name, value in (values | common).items()})
+        parser.set_defaults({"data.buffer": {"class_path": "lightning_dqn.ReplayBuffer"}})
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parses, after names of shipped configurations have been replaced by their paths."""
+        if not isinstance(args, dict):
+            given = sys.argv[1:] if args is None else list(args)
+            sys.argv[1:], args = ([], resolve_config_names(given)) if args is None else (sys.argv[1:], resolve_config_names(given))
+        super().parse_arguments(parser, args)
+        if self.config.get("subcommand"):
+            _check_checkpoint(self.config[self.config.subcommand].get("ckpt_path"))
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        if config.get("enable_checkpointing") is False or config.get("fast_dev_run"):
+            callbacks = [callback for callback in callbacks if not isinstance(callback, ModelCheckpoint)]
+        return super()._instantiate_trainer(config, [*callbacks, GracefulInterrupt()])
+
+    def after_fit(self) -> None:
+        """Says the score and where the files are."""
+        self._say_what_is_where("val/return", self.datamodule.eval_episodes)
+        if any(getattr(callback, "interrupted", False) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
+            sys.exit(_INTERRUPTED)
+
+    def after_validate(self) -> None:
+        """Says the score and where the files are."""
+        self._say_what_is_where("val/return", self.datamodule.eval_episodes)
+
+    def after_test(self) -> None:
+        """Says the score and where the files are."""
+        self._say_what_is_where("test/return", self.datamodule.eval_episodes)
+
+    @rank_zero_only
+    def _say_what_is_where(self, metric: str, episodes: int) -> None:
+        trainer = self.trainer
+        score = trainer.callback_metrics.get(metric)
+        if score is not None:
+            print(f"{metric} {score:.1f} (mean of {episodes} greedy episodes) after {self.datamodule.env_steps:,} env steps")
+        if trainer.log_dir is not None:
+            print(f"files in {trainer.log_dir}")
+        latest = next((c for c in trainer.checkpoint_callbacks if getattr(c, "filename", None) == "latest"), None)
+        path = getattr(latest, "best_model_path", "")
+        if path:
+            print(f"go on with --ckpt_path {os.path.relpath(path)}")
+        for logger in trainer.loggers:
+            command = getattr(logger, "sync_command", None)
+            if command:
+                print(f"upload to Weights & Biases with: {command}")
+
+
+def resolve_config_names(args: list[str]) -> list[str]:
+    """Replaces the bare names of shipped configurations by their paths.
+
+    Args:
+        args: A command line; the values of ``--config`` and ``-c`` are looked at.
+
+    Raises:
+        ValueError: If a value is neither a file nor the name of a shipped configuration.
+    """
+    resolved: list[str] = []
+    for previous, argument in zip(["", *args], args, strict=False):
+        if previous in ("--config", "-c"):
+            resolved.append(find_config(argument))
+        elif argument.startswith("--config="):
+            resolved.append("--config=" + find_config(argument.removeprefix("--config=")))
+        else:
+            resolved.append(argument)
+    return resolved
+
+
+def find_config(name: str) -> str:
+    """Path of a configuration file.
+
+    Args:
+        name: A path, or the name of a shipped file without folder and ending, such as ``cartpole``.
+
+    Raises:
+        ValueError: If there is no such file; lists the shipped ones.
+    """
+    if Path(name).is_file():
+        return name
+    shipped = shipped_configs()
+    if name not in shipped:
+        raise ValueError(f"config: {name!r} is neither a file nor one of the shipped {', '.join(sorted(shipped))}")
+    return str(shipped[name])
+
+
+def shipped_configs() -> dict[str, Path]:
+    """The configurations that come with the package, by bare name."""
+    package = Path(__file__).parent
+    # an installed wheel holds them inside the package, a checkout beside it
+    home = next((path for path in (package / "configs", package.parent / "configs") if path.is_dir()), package)
+    return {path.stem: path for path in sorted(home.rglob("*.yaml"))}
+
+
+def _check_checkpoint(path: str | None) -> None:
+    if path and path not in ("best", "last", "hpc", "registry") and not Path(path).is_file():
+        raise ValueError(f"ckpt_path: {path} does not exist")
+
+
+def main(args: ArgsType = None) -> None:
+    """Runs the command line; errors that name a field of the configuration are printed without a traceback."""
+    try:
+        DQNCLI(args)
+    except (ValueError, MemoryError) as error:
+        if not _NAMED_FIELD.match(str(error)):
+            raise
+        sys.exit(f"error: {error}")
+
+

@@ -1,0 +1,233 @@
+"""The callback that steps the environments, between the learner and the data."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from numpy.typing import NDArray
+
+from lightning_dqn.checkpoint import SnapshotError, load_snapshot, prune_snapshots, save_snapshot
+from lightning_dqn.datamodule import ExperienceDataModule, RandomStream
+from lightning_dqn.exploration import EpsilonGreedy, Explorer
+from lightning_dqn.transition import ReplayBatch
+
+
+class ExperienceCollector(Callback):
+    """Acts in the training environments and stores what happens, after every batch learned.
+
+    An iteration of training is: learn from a batch, give its TD errors back as priorities, then take
+    ``data.train_frequency`` environment steps. The first ``data.learning_starts`` steps are taken at random before the
+    first batch. The count of environment steps is the run's one clock: schedules read it and it is logged with every
+    metric as ``env_steps``.
+
+    Args:
+        explorer: Chooses the actions.
+        save_replay: Whether full checkpoints are accompanied by the replay, so that a resumed run goes on where it was.
+
+    Raises:
+        ValueError: If two collectors would step the environments.
+    """
+
+    def __init__(self, explorer: Explorer = EpsilonGreedy(), save_replay: bool = True) -> None:
+        self.explorer = explorer
+        self.save_replay = save_replay
+        self.episodes = 0
+        self.iterations = 0
+        self._recent: deque[tuple[float, int]] = deque(maxlen=100)
+        self._updates_from = 0  # the env step from which iterations are counted
+        self._snapshots: list[str] = []
+        self._restored: tuple[dict[str, NDArray[Any]], dict[str, Any]] | None = None
+        self._last_log = (0, 0.0)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuses a second collector, and makes ``env_steps`` the x axis of Weights & Biases."""
+        collectors = [callback for callback in trainer.callbacks if isinstance(callback, ExperienceCollector)]  # type: ignore[attr-defined]
+        if len(collectors) > 1:
+            raise ValueError(
+                "trainer.callbacks: two ExperienceCollectors would both step the environments; keep one (the CLI's is "
+                "configured under `collect:`)"
+            )
+        for logger in trainer.loggers:
+            if trainer.is_global_zero and hasattr(logger.experiment, "define_metric"):
+                logger.experiment.define_metric("env_steps")
+                logger.experiment.define_metric("*", step_metric="env_steps")
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Makes environments and buffer, and puts back what a checkpoint brought."""
+        data = self._data(trainer)
+        if data is None:
+            return
+        if trainer.ckpt_path is None:
+            data.env_steps = 0
+        self.rng = data.rng(RandomStream.EXPLORATION)
+        self._envs = data.open()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Fills the buffer with random experience, as far as it is not there already."""
+        data = self._data(trainer)
+        if data is None:
+            return
+        if self._restored is not None:
+            self._put_back(data)
+        self._observation = self._envs.reset()
+        if len(data.buffer) == 0:
+            warmup = data.batch_size if trainer.fast_dev_run else data.learning_starts  # type: ignore[attr-defined]
+            start = data.env_steps
+            self._collect(data, start + warmup, self._random)
+            while len(data.buffer) == 0:  # every window may still be open
+                self._collect(data, data.env_steps + 1, self._random)
+            self._updates_from = start + warmup - self.iterations * data.train_frequency
+        self._last_log = (data.env_steps, time.monotonic())
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: ReplayBatch, batch_idx: int
+    ) -> None:
+        """Gives priorities back, then takes the environment steps of this iteration."""
+        data = self._data(trainer)
+        if data is None:
+            return
+        data.buffer.update_priorities(batch.index, torch.stack(outputs["td_error"]))
+        self.iterations += 1
+        due = self._updates_from + self.iterations * data.train_frequency
+
+        def explore(observation: NDArray[Any]) -> NDArray[np.int64]:
+            q_values = pl_module(torch.from_numpy(observation).to(pl_module.device)).float().cpu().numpy()
+            return self.explorer(q_values, data.env_steps, self.episodes, self.rng)
+
+        with torch.no_grad(), trainer.precision_plugin.forward_context():
+            self._collect(data, due, explore)
+        if trainer._logger_connector.should_update_logs:
+            self._log(data)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Logs the clock in the row of the validation metrics."""
+        self._log_clock(trainer)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Logs the clock in the row of the test metrics."""
+        self._log_clock(trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counters, and the name of the replay snapshot that belongs to them."""
+        return {
+            "episodes": self.episodes,
+            "iterations": self.iterations,
+            "updates_from": self._updates_from,
+            "recent": [[score, length] for score, length in self._recent],
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes the counters over."""
+        self.episodes = state_dict["episodes"]
+        self.iterations = state_dict["iterations"]
+        self._updates_from = state_dict["updates_from"]
+        self._recent.extend((score, length) for score, length in state_dict["recent"])
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Writes the replay into a directory beside the checkpoint; its name goes into the checkpoint."""
+        data = self._data(trainer)
+        if not self.save_replay or data is None or data.dataset is None:
+            return
+        directories = [getattr(callback, "dirpath", None) for callback in trainer.checkpoint_callbacks]
+        home = Path(next((path for path in directories if path), trainer.default_root_dir))
+        name = Path("replay") / str(data.env_steps) / f"rank{trainer.global_rank}"
+        states = {key: generator.bit_generator.state for key, generator in self._rngs(data).items()}
+        save_snapshot(home / name, data.buffer.state_arrays(), {"rngs": states})
+        step = name.parent.name
+        # the one before stays: until this checkpoint is written, the last one still refers to it
+        self._snapshots = [*(other for other in self._snapshots if other != step), step][-2:]
+        if trainer.is_global_zero:
+            prune_snapshots(home / "replay", keep=self._snapshots)
+        checkpoint["replay"] = {"name": str(name.parent), "home": str(home.absolute())}
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Reads the replay that belongs to the checkpoint; without it, experience is collected anew, with a warning."""
+        if trainer.state.fn != "fit":
+            return
+        replay = checkpoint.get("replay")
+        if replay is None:
+            rank_zero_warn(f"{trainer.ckpt_path} has no replay with it: experience is collected anew.")
+            return
+        beside = Path(str(trainer.ckpt_path)).absolute().parent
+        name = Path(replay["name"]) / f"rank{trainer.global_rank}"
+        home = beside if (beside / name).is_dir() else Path(replay["home"])
+        try:
+            self._restored = load_snapshot(home / name)
+            self._snapshots = [name.parent.name]
+        except SnapshotError as error:
+            rank_zero_warn(f"The replay of {trainer.ckpt_path} is lost, experience is collected anew: {error}")
+
+    def _rngs(self, data: ExperienceDataModule) -> dict[str, np.random.Generator]:
+        assert data.dataset is not None
+        return {"exploration": self.rng, "replay": data.dataset.rng, "episodes": data.episode_rng}
+
+    def _put_back(self, data: ExperienceDataModule) -> None:
+        assert self._restored is not None
+        arrays, meta = self._restored
+        self._restored = None
+        data.buffer.load_state_arrays(arrays)
+        for name, generator in self._rngs(data).items():
+            generator.bit_generator.state = meta["rngs"][name]
+        rank_zero_info(f"Resumed at {data.env_steps:,} environment steps with {len(data.buffer):,} transitions.")
+
+    def _collect(self, data: ExperienceDataModule, until: int, policy: Any) -> None:
+        envs = self._envs
+        while data.env_steps < until:
+            action = policy(self._observation)
+            step = envs.step(action)
+            data.buffer.add(
+                data.accumulator.add(
+                    self._observation,
+                    action,
+                    step.reward,
+                    step.terminated,
+                    step.truncated,
+                    step.next_observation,
+                    step.valid,
+                )
+            )
+            self._observation = step.observation
+            data.env_steps += int(step.valid.sum())
+            done = step.done
+            if done.any():
+                self.episodes += int(done.sum())
+                self._recent.extend(zip(step.episode_return[done], step.episode_length[done], strict=True))
+
+    def _random(self, observation: NDArray[Any]) -> NDArray[np.int64]:
+        return self.rng.integers(self._envs.num_actions, size=len(observation))
+
+    def _log(self, data: ExperienceDataModule) -> None:
+        now = time.monotonic()
+        steps, then = self._last_log
+        self._last_log = (data.env_steps, now)
+        self.log("env_steps", _exact(data.env_steps))
+        self.log("collect/env_steps_per_second", (data.env_steps - steps) / max(now - then, 1e-9), prog_bar=True)
+        for name, value in self.explorer.schedules(data.env_steps, self.episodes).items():
+            self.log(f"collect/{name}", value, prog_bar=True)
+        if self._recent:
+            returns, lengths = np.array(self._recent).T
+            self.log("collect/return", float(returns.mean()), prog_bar=True)
+            self.log("collect/episode_length", float(lengths.mean()))
+
+    def _log_clock(self, trainer: Trainer) -> None:
+        data = self._data(trainer)
+        if data is not None:
+            self.log("env_steps", _exact(data.env_steps))
+
+    @staticmethod
+    def _data(trainer: Trainer) -> ExperienceDataModule | None:
+        """The data module to fill; ``None`` when learning from some other dataloader."""
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        return data if isinstance(data, ExperienceDataModule) else None
+
+
+def _exact(count: int) -> torch.Tensor:
+    # a Python number would be logged as float32, which cannot tell 16,777,217 from 16,777,216
+    return torch.tensor(count, dtype=torch.float64)

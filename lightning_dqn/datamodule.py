@@ -1,0 +1,314 @@
+"""The data side of a run: training environments, replay buffer, evaluation episodes, and the clock of env steps."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import VectorEnv
+from lightning.pytorch import LightningDataModule
+
+from lightning_dqn.envs import (
+    EnvSource,
+    EvaluationEpisodes,
+    EvaluationSchedule,
+    SeededEnvs,
+    Vectorization,
+    Wrapper,
+    episode_seeds,
+    make_env,
+    make_envs,
+    resolve_env,
+)
+from lightning_dqn.hparams import save_plain_hyperparameters
+from lightning_dqn.replay import NStepAccumulator, ReplayBuffer, ReplayDataset
+
+
+class RandomStream(IntEnum):
+    """Independent streams of random numbers; each draws from a generator of its own."""
+
+    ENVIRONMENTS = 0
+    EXPLORATION = 1
+    REPLAY = 2
+    VALIDATION = 3
+    TEST = 4
+
+
+class ExperienceDataModule(LightningDataModule):
+    """Environments and replay as a Lightning data module.
+
+    Training batches are :class:`~lightning_dqn.transition.ReplayBatch` drawn from a replay buffer that an
+    :class:`~lightning_dqn.collector.ExperienceCollector` fills. Validation, test and prediction batches are
+    :class:`~lightning_dqn.envs.EvaluationEpisodes`. Time is counted in environment steps, summed over environments:
+    ``learning_starts`` of them are taken at random before the first update, then an epoch is ``steps_per_epoch`` of
+    them, so a run takes ``learning_starts + max_epochs * steps_per_epoch``.
+
+    Args:
+        env_id: A registered id (``CartPole-v1``, ``my_module:MyEnv-v0``), the dotted path of a class or function
+            (``my_package.MyEnv``), or from Python any callable that makes an environment.
+        num_envs: Training environments that are stepped together.
+        env_kwargs: Arguments of the environment.
+        wrappers: Put around each environment in order, the last outermost; class or function paths.
+        vectorization: ``sync`` steps the environments one after the other, ``async`` each in a process of its own,
+            ``native`` uses the environment's own vector implementation.
+        buffer: Where transitions are kept; a :class:`~lightning_dqn.replay.ReplayBuffer` of 100,000 if not given.
+        n_step: Longest n-step window.
+        gamma: Discount of one environment step, in [0, 1].
+        batch_size: Transitions per gradient step.
+        train_frequency: Environment steps per iteration, summed over environments.
+        gradient_steps: Gradient steps per iteration. ``gradient_steps / train_frequency`` is the replay ratio.
+        learning_starts: Environment steps taken at random before the first update; at least one batch is always
+            collected.
+        steps_per_epoch: Environment steps per epoch, rounded up to whole iterations. Validation and checkpoints fall at
+            epoch ends.
+        eval_episodes: Episodes of each validation, test or prediction; their seeds never change.
+        eval_num_envs: Evaluation environments that are stepped together.
+        max_eval_steps: Cuts longer evaluation episodes off; for environments without a time limit.
+        eval_seed: Picks the set of evaluation episodes; the same set for every ``seed``, so that runs compare.
+        seed: Seed of environments, exploration and replay. If not given, that of ``seed_everything``, else random.
+
+    Raises:
+        ValueError: If an argument is out of range or the environment is unknown; the message names the field.
+    """
+
+    def __init__(
+        self,
+        env_id: EnvSource,
+        num_envs: int = 8,
+        env_kwargs: dict[str, Any] | None = None,
+        wrappers: Sequence[Wrapper] = (),
+        vectorization: Vectorization = "sync",
+        buffer: ReplayBuffer | None = None,
+        n_step: int = 1,
+        gamma: float = 0.99,
+        batch_size: int = 64,
+        train_frequency: int = 16,
+        gradient_steps: int = 8,
+        learning_starts: int = 1_000,
+        steps_per_epoch: int = 2_500,
+        eval_episodes: int = 10,
+        eval_num_envs: int = 10,
+        max_eval_steps: int = 27_000,
+        eval_seed: int = 0,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__()
+        save_plain_hyperparameters(self)
+        positive = {
+            "num_envs": num_envs,
+            "n_step": n_step,
+            "batch_size": batch_size,
+            "train_frequency": train_frequency,
+            "gradient_steps": gradient_steps,
+            "steps_per_epoch": steps_per_epoch,
+            "eval_episodes": eval_episodes,
+            "eval_num_envs": eval_num_envs,
+            "max_eval_steps": max_eval_steps,
+        }
+        for name, value in positive.items():
+            if value < 1:
+                raise ValueError(f"data.{name} must be at least 1, got {value}")
+        if learning_starts < 0:
+            raise ValueError(f"data.learning_starts must not be negative, got {learning_starts}")
+        if not 0 <= gamma <= 1:
+            raise ValueError(f"data.gamma must be in [0, 1], got {gamma}")
+        self.buffer = ReplayBuffer() if buffer is None else buffer
+        if batch_size > self.buffer.capacity:
+            raise ValueError(
+                f"data.batch_size ({batch_size}) is larger than the replay buffer (data.buffer.capacity: "
+                f"{self.buffer.capacity})"
+            )
+        if num_envs * n_step > self.buffer.capacity:
+            raise ValueError(
+                f"data.buffer.capacity ({self.buffer.capacity}) must hold n_step * num_envs = {num_envs * n_step} "
+                "transitions, which can arrive at once"
+            )
+        resolve_env(env_id)
+        self.env_id = env_id
+        self.num_envs = num_envs
+        self.env_kwargs = env_kwargs or {}
+        self.wrappers = wrappers
+        self.vectorization: Vectorization = vectorization
+        self.n_step = n_step
+        self.gamma = gamma
+        self.batch_size = batch_size
+        self.train_frequency = train_frequency
+        self.gradient_steps = gradient_steps
+        self.learning_starts = max(learning_starts, batch_size)
+        self.iterations_per_epoch = math.ceil(steps_per_epoch / train_frequency)
+        self.eval_episodes = eval_episodes
+        self.eval_num_envs = eval_num_envs
+        self.max_eval_steps = max_eval_steps
+        self.eval_seed = eval_seed
+        self.seed = _choose_seed(seed)
+        self.env_steps = 0
+        self.envs: SeededEnvs | None = None
+        self.accumulator = NStepAccumulator(num_envs, n_step, gamma)
+        self.dataset: ReplayDataset | None = None
+        self._spaces: tuple[spaces.Box, spaces.Discrete] | None = None
+        self._evaluation_envs: VectorEnv[Any, Any, Any] | None = None
+
+    @property
+    def observation_shape(self) -> tuple[int, ...]:
+        """Shape of one observation as the network sees it: one-hot if Discrete, one flat vector if Dict."""
+        return self._look_at_spaces()[0].shape
+
+    @property
+    def observation_dtype(self) -> np.dtype[Any]:
+        """What one number of an observation is stored as."""
+        return np.dtype(self._look_at_spaces()[0].dtype)
+
+    @property
+    def num_actions(self) -> int:
+        """Number of discrete actions."""
+        return int(self._look_at_spaces()[1].n)
+
+    def rng(self, stream: RandomStream) -> np.random.Generator:
+        """A generator for one purpose, independent of all others and of other ranks.
+
+        Args:
+            stream: What it is for.
+        """
+        rank = self.trainer.global_rank if self.trainer is not None else 0
+        return np.random.default_rng(np.random.SeedSequence([self.seed, rank, stream]))
+
+    def setup(self, stage: str) -> None:
+        """Checks what only the Trainer knows; makes nothing yet.
+
+        Args:
+            stage: ``fit``, ``validate``, ``test`` or ``predict``.
+
+        Raises:
+            ValueError: If the whole budget would be spent before learning starts.
+        """
+        if stage != "fit" or self.trainer is None or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        budget = (self.trainer.max_epochs or 0) * self.iterations_per_epoch * self.train_frequency
+        if 0 < budget < self.learning_starts:
+            raise ValueError(
+                f"data.learning_starts ({self.learning_starts}) is beyond the budget of trainer.max_epochs * "
+                f"data.steps_per_epoch = {budget} environment steps"
+            )
+
+    def open(self) -> SeededEnvs:
+        """Makes the training environments and an empty replay buffer; the collector calls this when fitting starts.
+
+        Raises:
+            MemoryError: If the buffer does not fit, before it is allocated.
+        """
+        self.buffer.allocate(self.observation_shape, self.observation_dtype)
+        envs = make_envs(self.env_id, self.num_envs, self.env_kwargs, self.wrappers, self.vectorization)
+        self.episode_rng = self.rng(RandomStream.ENVIRONMENTS)
+        self.envs = SeededEnvs(envs, episode_seeds(self.episode_rng))
+        self.accumulator.clear()
+        return self.envs
+
+    def train_dataloader(self) -> ReplayDataset:
+        """The replay buffer itself, as an iterable of whole batches."""
+        self.dataset = ReplayDataset(
+            self.buffer,
+            self.batch_size,
+            self.gradient_steps,
+            self.iterations_per_epoch,
+            self.rng(RandomStream.REPLAY),
+        )
+        return self.dataset
+
+    def val_dataloader(self) -> EvaluationSchedule:
+        """The validation episodes, ``eval_num_envs`` a batch."""
+        return self._episodes(RandomStream.VALIDATION)
+
+    def test_dataloader(self) -> EvaluationSchedule:
+        """The test episodes: seeds that validation never saw."""
+        return self._episodes(RandomStream.TEST)
+
+    def predict_dataloader(self) -> EvaluationSchedule:
+        """The test episodes."""
+        return self._episodes(RandomStream.TEST)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The environment's name and the clock; the replay is saved beside the checkpoint, by the collector."""
+        return {"env_id": _name(self.env_id), "env_steps": self.env_steps}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes the clock over.
+
+        Raises:
+            ValueError: If the checkpoint comes from another environment; names the field.
+        """
+        if state_dict["env_id"] != _name(self.env_id):
+            raise ValueError(
+                f"ckpt_path: the checkpoint was trained on {state_dict['env_id']}, but data.env_id is "
+                f"{_name(self.env_id)}; use DQNLightningModule.load_from_checkpoint to take its weights elsewhere"
+            )
+        self.env_steps = state_dict["env_steps"]
+
+    def teardown(self, stage: str) -> None:
+        """Closes the environments.
+
+        Args:
+            stage: ``fit``, ``validate``, ``test`` or ``predict``.
+        """
+        self.close()
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Closes the environments: after an exception the Trainer does not call :meth:`teardown`."""
+        self.close()
+
+    def close(self) -> None:
+        """Closes training and evaluation environments; the replay stays."""
+        for envs in (self.envs, self._evaluation_envs):
+            if envs is not None:
+                envs.close()
+        self.envs = self._evaluation_envs = None
+
+    def _episodes(self, stream: RandomStream) -> EvaluationSchedule:
+        rng = np.random.default_rng(np.random.SeedSequence([self.eval_seed, 0, stream]))
+        seeds = [int(seed) for seed in rng.integers(2**31, size=self.eval_episodes)]
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+        size = self.eval_num_envs
+        chunks = [seeds[start : start + size] for start in range(0, len(seeds), size)]
+        return EvaluationSchedule(
+            [EvaluationEpisodes(self._open_evaluation, chunk, self.max_eval_steps) for chunk in chunks[rank::world_size]]
+        )
+
+    def _open_evaluation(self) -> VectorEnv[Any, Any, Any]:
+        if self._evaluation_envs is None:
+            # a registered environment can be reset one by one when made in sync, which its native form may not allow
+            registered = not callable(resolve_env(self.env_id))
+            vectorization = "sync" if self.vectorization == "native" and registered else self.vectorization
+            count = min(self.eval_num_envs, self.eval_episodes)
+            self._evaluation_envs = make_envs(self.env_id, count, self.env_kwargs, self.wrappers, vectorization)
+        return self._evaluation_envs
+
+    def _look_at_spaces(self) -> tuple[spaces.Box, spaces.Discrete]:
+        if self._spaces is None:
+            if self.vectorization == "native":
+                envs = make_envs(self.env_id, 1, self.env_kwargs, self.wrappers, "native")
+                found = (envs.single_observation_space, envs.single_action_space)
+                envs.close()
+            else:
+                env = make_env(self.env_id, self.env_kwargs, self.wrappers)
+                found = (env.observation_space, env.action_space)
+                env.close()
+            self._spaces = found  # type: ignore[assignment]
+        assert self._spaces is not None
+        return self._spaces
+
+
+def _choose_seed(seed: int | None) -> int:
+    if seed is not None:
+        return seed
+    everywhere = os.environ.get("PL_GLOBAL_SEED")
+    if everywhere is not None:
+        return int(everywhere)
+    return int(np.random.SeedSequence().generate_state(1)[0])
+
+
+def _name(env_id: EnvSource) -> str:
+    return env_id if isinstance(env_id, str) else getattr(env_id, "__qualname__", type(env_id).__qualname__)

@@ -1,0 +1,85 @@
+"""Hyper-parameters as plain values, so that a checkpoint holds no pickled object and still rebuilds the module."""
+
+from __future__ import annotations
+
+import inspect
+import types
+import warnings
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from lightning.pytorch.core.mixins import HyperparametersMixin
+
+_INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"
+
+
+def save_plain_hyperparameters(owner: HyperparametersMixin) -> None:
+    """Saves the arguments of the ``__init__`` this is called from, objects written as ``class_path``/``init_args``.
+
+    LightningCLI already hands over plain values, and these are kept as they are. What cannot be written down, such as
+    a lambda, is left out with a warning: ``load_from_checkpoint`` then has to be given it again.
+
+    Args:
+        owner: The module or data module being made.
+    """
+    caller = inspect.currentframe()
+    assert caller is not None
+    owner.save_hyperparameters(frame=caller.f_back)
+    if "_instantiator" in owner.hparams:
+        return
+    plain: dict[str, Any] = {}
+    for name, value in owner.hparams.items():
+        try:
+            plain[name] = describe(value)
+        except TypeError as unknown:
+            warnings.warn(
+                f"{name} is not saved with the hyper-parameters: {unknown}. Give it to load_from_checkpoint().",
+                stacklevel=3,
+            )
+    owner.hparams.clear()
+    owner.save_hyperparameters({"_instantiator": _INSTANTIATOR, **plain})
+
+
+def describe(value: object) -> Any:
+    """Writes a value down in plain types, the way a configuration file would.
+
+    Args:
+        value: A plain value, a class, an importable function, a :func:`functools.partial` of one of these, or an object
+            that keeps the arguments of its ``__init__`` as attributes of the same names.
+
+    Returns:
+        Plain values, dotted paths, and ``{"class_path": ..., "init_args": {...}}``.
+
+    Raises:
+        TypeError: If it is none of these.
+    """
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): describe(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [describe(item) for item in value]
+    if isinstance(value, types.FunctionType | types.BuiltinFunctionType):
+        return _dotted_path(value)
+    if isinstance(value, type):
+        return {"class_path": _dotted_path(value)}
+    if isinstance(value, partial):
+        if value.args:
+            raise TypeError(f"{value} has positional arguments, which cannot be told by name")
+        return {"class_path": _dotted_path(value.func), "init_args": describe(value.keywords)}
+    arguments = [p.name for p in inspect.signature(type(value)).parameters.values() if p.kind != p.VAR_KEYWORD]
+    missing = [name for name in arguments if not hasattr(value, name)]
+    if missing:
+        raise TypeError(f"{type(value).__qualname__} does not keep its argument {missing[0]!r} as an attribute")
+    return {
+        "class_path": _dotted_path(type(value)),
+        "init_args": {name: describe(getattr(value, name)) for name in arguments},
+    }
+
+
+def _dotted_path(named: Any) -> str:
+    path = f"{named.__module__}.{named.__qualname__}"
+    if "<" in path:
+        raise TypeError(f"{path} cannot be imported by name")
+    return path

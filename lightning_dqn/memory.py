@@ -1,0 +1,74 @@
+"""How much memory a buffer may take, asked before it is allocated."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def available_memory() -> int | None:
+    """Bytes the kernel can give without swapping, or ``None`` where it does not say."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def cgroup_headroom(root: Path = _CGROUP, membership: Path = Path("/proc/self/cgroup")) -> int | None:
+    """Bytes left until the container or job limit that this process runs under; ``None`` without a limit.
+
+    Args:
+        root: Where the control groups are mounted (version 2, or version 1 with a ``memory`` folder).
+        membership: The file that names the groups of this process.
+    """
+    try:
+        groups = [line.split(":", 2)[2] for line in membership.read_text().splitlines()]
+    except (OSError, IndexError):
+        groups = []
+    headrooms = []
+    for group in {*groups, "/"}:
+        folder = root / group.lstrip("/")
+        # a limit on any ancestor binds as well
+        for level in [folder, *folder.parents]:
+            if not level.is_relative_to(root):
+                break
+            headrooms.append(_headroom(level / "memory.max", level / "memory.current"))
+        legacy = root / "memory" / group.lstrip("/")
+        headrooms.append(_headroom(legacy / "memory.limit_in_bytes", legacy / "memory.usage_in_bytes"))
+    return min((room for room in headrooms if room is not None), default=None)
+
+
+def check_fits(num_bytes: int, field: str) -> None:
+    """Refuses what would not fit in memory; nothing is allocated.
+
+    Args:
+        num_bytes: How much is going to be allocated.
+        field: Named in the error.
+
+    Raises:
+        MemoryError: With the three numbers: what is needed, what is free, and what the control group leaves.
+    """
+    free, headroom = available_memory(), cgroup_headroom()
+    limits = [limit for limit in (free, headroom) if limit is not None]
+    if limits and num_bytes > min(limits):
+        raise MemoryError(
+            f"{field}: the replay buffer needs {_gib(num_bytes)}, but {_gib(free)} of memory are available and the "
+            f"cgroup limit leaves {_gib(headroom)}; choose a smaller capacity"
+        )
+
+
+def _headroom(limit: Path, usage: Path) -> int | None:
+    try:
+        text = limit.read_text().strip()
+        return None if text == "max" else int(text) - int(usage.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _gib(num_bytes: int | None) -> str:
+    return "no limit" if num_bytes is None else f"{num_bytes / 2**30:.2f} GiB"

@@ -1,0 +1,280 @@
+"""The learner: an online and a target network, and one training step that serves every algorithm."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_dqn.hparams import save_plain_hyperparameters
+from lightning_dqn.heads import ExpectedHead
+from lightning_dqn.metrics import EpisodeMetrics
+from lightning_dqn.networks import HeadFactory, MLPTorso, QNetwork, TorsoFactory
+from lightning_dqn.targets import DoubleQLearning, TargetRule
+from lightning_dqn.transition import ReplayBatch
+
+
+@dataclass
+class _Iteration:
+    """The minibatches of one Lightning batch, and what became of those already learned from."""
+
+    minibatches: list[ReplayBatch] = field(default_factory=list)
+    update: int = 0
+    losses: list[Tensor] = field(default_factory=list)
+    td_errors: list[Tensor] = field(default_factory=list)
+    q_values: list[Tensor] = field(default_factory=list)
+
+
+class DQNLightningModule(LightningModule):
+    """Deep Q-learning as a Lightning module.
+
+    It learns from any dataloader of :class:`~lightning_dqn.transition.ReplayBatch`, one Lightning batch holding the
+    minibatches of ``K`` gradient steps, and knows nothing of environments. Optimisation is automatic: gradient
+    clipping, precision, learning-rate schedulers (stepped once per batch) and callbacks work as Lightning documents.
+
+    Args:
+        observation_shape: Shape of one observation.
+        num_actions: Number of discrete actions.
+        torso: Builds the feature network from the observation shape.
+        head: Builds the head from the number of features and of actions.
+        target_rule: What the network is regressed on.
+        optimizer: Builds the optimizer from the online network's parameters.
+        lr_scheduler: Builds a learning-rate scheduler from the optimizer; stepped once per iteration.
+        target_update_period: Gradient steps between two moves of the target network.
+        target_update_rate: How far it moves towards the online network, in (0, 1]: 1 is a hard copy; a small rate with
+            a period of 1 is Polyak averaging.
+
+    Raises:
+        ValueError: If a period or rate is out of range; the message names the field.
+    """
+
+    def __init__(
+        self,
+        observation_shape: Sequence[int],
+        num_actions: int,
+        torso: TorsoFactory = MLPTorso,
+        head: HeadFactory = ExpectedHead,
+        target_rule: TargetRule = DoubleQLearning(),
+        optimizer: OptimizerCallable = torch.optim.Adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        target_update_period: int = 1,
+        target_update_rate: float = 0.005,
+    ) -> None:
+        super().__init__()
+        observation_shape = [int(size) for size in observation_shape]
+        num_actions = int(num_actions)
+        save_plain_hyperparameters(self)
+        if target_update_period < 1:
+            raise ValueError(f"model.target_update_period must be at least 1 gradient step, got {target_update_period}")
+        if not 0 < target_update_rate <= 1:
+            raise ValueError(f"model.target_update_rate must be in (0, 1], got {target_update_rate}")
+        self.online = QNetwork(observation_shape, num_actions, torso, head)
+        self.target = copy.deepcopy(self.online).requires_grad_(False)
+        self.target_rule = target_rule
+        self.optimizer_factory = optimizer
+        self.lr_scheduler_factory = lr_scheduler
+        self.target_update_period = target_update_period
+        self.target_update_rate = target_update_rate
+        self.gradient_steps = 0
+        self.validation_metrics = EpisodeMetrics()
+        self.test_metrics = EpisodeMetrics()
+        self._iteration = _Iteration()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # the Trainer sets this one name several times per hook, and torch's own __setattr__ is a slow way to do so
+        if name in ("_current_fx_name", "_iteration", "gradient_steps"):
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """Q-values ``[B, A]``, float32, of observations ``[B, *observation_shape]``."""
+        q_values: Tensor = self.online(observation).q_values
+        return q_values
+
+    @torch.no_grad()
+    def act(self, observation: Tensor | NDArray[Any]) -> Tensor:
+        """Greedy actions ``[B]``, int64, for observations ``[B, *observation_shape]``, tensors or arrays."""
+        return self(torch.as_tensor(observation, device=self.device)).argmax(dim=1)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The optimizer over the online network alone, and the scheduler if there is one."""
+        optimizer = self.optimizer_factory(self.online.parameters())
+        # a fused optimizer otherwise refuses gradient clipping under mixed precision; the scaler unscales as for any
+        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+        if self.lr_scheduler_factory is None:
+            return optimizer
+        scheduler = self.lr_scheduler_factory(optimizer)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}  # type: ignore[typeddict-item]
+
+    def configure_callbacks(self) -> list[Callback]:
+        """An :class:`~lightning_dqn.collector.ExperienceCollector`, unless the Trainer was given one."""
+        from lightning_dqn.collector import ExperienceCollector  # the learner side knows no data side until it runs
+
+        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        return [] if any(isinstance(callback, ExperienceCollector) for callback in callbacks) else [ExperienceCollector()]
+
+    def setup(self, stage: str) -> None:
+        """Refuses Trainer settings under which the updates would not be what they seem.
+
+        Args:
+            stage: ``fit``, ``validate``, ``test`` or ``predict``.
+
+        Raises:
+            ValueError: Naming the setting.
+        """
+        if stage != "fit":
+            return
+        trainer = self.trainer
+        if trainer.accumulate_grad_batches != 1:
+            raise ValueError(
+                "trainer.accumulate_grad_batches must be 1: a batch already holds the minibatches of data.gradient_steps "
+                "updates; choose a larger data.batch_size instead"
+            )
+        if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+            raise ValueError(
+                f"trainer.strategy: {type(trainer.strategy).__name__} is not supported; a Q-network is small and acting "
+                "would gather its shards at every step. Use one device or ddp"
+            )
+        if str(trainer.precision) in ("16-true", "bf16-true"):
+            raise ValueError(
+                f"trainer.precision: {trainer.precision} rounds rewards and targets; use 32-true, bf16-mixed or 16-mixed"
+            )
+
+    def on_train_batch_start(self, batch: ReplayBatch, batch_idx: int) -> None:
+        """Splits the batch into its minibatches."""
+        self._iteration = _Iteration(batch.unbind())
+
+    def training_step(self, batch: ReplayBatch, batch_idx: int) -> dict[str, Any]:
+        """Loss of the next minibatch of the batch.
+
+        Returns:
+            ``loss``, and ``td_error``: the unweighted TD errors of the minibatches so far, each ``[B]``.
+        """
+        iteration, k = self._iteration, self._iteration.update
+        transition, _, weight = iteration.minibatches[k]
+        prediction = self.online(transition.observation).at(transition.action)
+        with torch.no_grad():
+            target = self.target_rule(transition, self.online, self.target)
+        loss = (weight * prediction.loss(target)).mean()
+        # slices, not append(): an optimizer such as LBFGS runs the closure of one update several times
+        iteration.losses[k:] = [loss.detach()]
+        iteration.td_errors[k:] = [prediction.td_error(target).detach()]
+        iteration.q_values[k:] = [prediction.q_values.detach()]
+        return {"loss": loss, "td_error": iteration.td_errors}
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Optimizer,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """Takes one gradient step per minibatch, by running the closure that often, as LBFGS does.
+
+        The Trainer's per-batch work is so paid once for ``K`` updates, while clipping and precision see every one.
+        """
+        for self._iteration.update in range(len(self._iteration.minibatches)):
+            optimizer.step(closure=optimizer_closure)  # type: ignore[arg-type]
+            self.gradient_steps += 1
+            if self.gradient_steps % self.target_update_period == 0:
+                self.update_target()
+
+    @torch.no_grad()
+    def update_target(self) -> None:
+        """Moves the target network towards the online network by ``target_update_rate``.
+
+        A rate of 1 makes it an exact copy ("Human-level control through deep reinforcement learning", Mnih et al. 2015,
+        algorithm 1); a smaller one averages ("Continuous control with deep reinforcement learning", Lillicrap et al.
+        2016, algorithm 1). Buffers, such as batch-norm statistics, are always copied.
+        """
+        online, target = list(self.online.parameters()), list(self.target.parameters())
+        if self.target_update_rate == 1:
+            torch._foreach_copy_(target, online)
+        else:
+            torch._foreach_lerp_(target, online, self.target_update_rate)
+        for stale, fresh in zip(self.target.buffers(), self.online.buffers(), strict=True):
+            stale.copy_(fresh)
+
+    def on_train_batch_end(self, outputs: Any, batch: ReplayBatch, batch_idx: int) -> None:
+        """Logs means over the ``K`` updates, only where a logger would write them: logging costs more than a batch."""
+        if not self.trainer._logger_connector.should_update_logs:
+            return
+        size = batch.index.numel()
+        logged = {
+            "train/loss": self._iteration.losses,
+            "train/td_error": self._iteration.td_errors,
+            "train/q_value": self._iteration.q_values,
+        }
+        for name, values in logged.items():
+            self.log(name, torch.stack(values).mean(), batch_size=size)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Plays a batch of :class:`~lightning_dqn.envs.EvaluationEpisodes` greedily."""
+        self._play(batch, self.validation_metrics)
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs ``val/return``, ``val/return_iqm`` and ``val/episode_length``."""
+        self._log_episodes("val", self.validation_metrics)
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """Plays a batch of :class:`~lightning_dqn.envs.EvaluationEpisodes` greedily."""
+        self._play(batch, self.test_metrics)
+
+    def on_test_epoch_end(self) -> None:
+        """Logs ``test/return``, ``test/return_iqm`` and ``test/episode_length``."""
+        self._log_episodes("test", self.test_metrics)
+
+    def predict_step(self, batch: Any, batch_idx: int) -> list[dict[str, float]]:
+        """Plays a batch of episodes greedily.
+
+        Returns:
+            For each episode its ``seed``, ``return`` and ``length``.
+        """
+        played = batch.play(self._policy)
+        return [
+            {"seed": int(seed), "return": float(score), "length": int(length)}
+            for seed, score, length in zip(played.seeds, played.returns, played.lengths, strict=True)
+        ]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the number of gradient steps, on which the target network's moves depend."""
+        checkpoint["gradient_steps"] = self.gradient_steps
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes the number of gradient steps over.
+
+        Raises:
+            ValueError: If the checkpoint is for other observations or actions, as from another environment.
+        """
+        for name in ("observation_shape", "num_actions"):
+            saved, own = checkpoint["hyper_parameters"][name], self.hparams[name]
+            if saved != own and list(np.atleast_1d(saved)) != list(np.atleast_1d(own)):
+                raise ValueError(
+                    f"ckpt_path: the checkpoint was made for {name} {saved}, this model has {own}; is it from another "
+                    "environment (data.env_id)?"
+                )
+        self.gradient_steps = checkpoint["gradient_steps"]
+
+    def _play(self, episodes: Any, metrics: EpisodeMetrics) -> None:
+        played = episodes.play(self._policy)
+        metrics.update(torch.from_numpy(played.returns), torch.from_numpy(played.lengths))
+
+    def _policy(self, observation: NDArray[Any]) -> NDArray[np.int64]:
+        return self.act(observation).cpu().numpy()
+
+    def _log_episodes(self, stage: str, metrics: EpisodeMetrics) -> None:
+        for name, value in metrics.compute().items():
+            self.log(f"{stage}/{name}", value, prog_bar=name == "return")
+        metrics.reset()

@@ -1,0 +1,303 @@
+"""Experience replay: n-step windows in, a ring of transitions, minibatches out.
+
+Shapes: ``N`` environments, ``O`` the observation shape, ``K`` updates of ``B`` transitions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
+
+from lightning_dqn.memory import check_fits
+from lightning_dqn.transition import ReplayBatch, Transition
+
+_NUMPY_TO_TORCH: dict[np.dtype[Any], torch.dtype] = {
+    np.dtype(name): getattr(torch, name)
+    for name in ("bool", "uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64")
+} | {np.dtype(name): getattr(torch, name) for name in ("uint16", "uint32", "uint64")}
+
+
+class NStepAccumulator:
+    """Turns single steps of ``N`` environments into n-step transitions, each as soon as its window is closed.
+
+    Here, and only here, gamma, n and termination meet. Every step starts exactly one window. A window closes after
+    ``n_step`` steps or where its episode ends, whichever comes first, and never reaches into the next episode.
+
+    "Learning to predict by the methods of temporal differences" (Sutton 1988); as used in "Rainbow: Combining
+    Improvements in Deep Reinforcement Learning" (Hessel et al. 2018), "Multi-step learning".
+
+    Args:
+        num_envs: ``N``.
+        n_step: Longest window, at least 1.
+        gamma: Discount of one step.
+    """
+
+    def __init__(self, num_envs: int, n_step: int, gamma: float) -> None:
+        self.n_step = n_step
+        self._powers = gamma ** np.arange(n_step + 1)
+        self._slot = 0
+        self._age = np.zeros((n_step, num_envs), np.int64)  # rewards in each window; 0: the slot is free
+        self._reward = np.zeros((n_step, num_envs))
+        self._action = np.zeros((n_step, num_envs), np.int64)
+        self._observation: NDArray[Any] | None = None
+
+    def add(
+        self,
+        observation: NDArray[Any],
+        action: NDArray[np.int64],
+        reward: NDArray[np.float64],
+        terminated: NDArray[np.bool_],
+        truncated: NDArray[np.bool_],
+        next_observation: NDArray[Any],
+        valid: NDArray[np.bool_],
+    ) -> Transition[NDArray[Any]]:
+        """Takes one step of every environment and hands out the transitions it completes.
+
+        Args:
+            observation: What was acted on, ``[N, *O]``.
+            action: ``[N]``.
+            reward: ``[N]``.
+            terminated: ``[N]``; the window's discount becomes 0.
+            truncated: ``[N]``; the window ends but keeps its discount.
+            next_observation: Where the step led, ``[N, *O]``.
+            valid: False where no step was taken, ``[N]``; such a column changes nothing.
+
+        Returns:
+            Any number of transitions, ``[M, ...]``, older starts first.
+        """
+        if self.n_step == 1:
+            discount = np.where(terminated, 0.0, self._powers[1])
+            step = Transition(observation, action, reward, discount, next_observation)
+            return step if valid.all() else Transition(*(field[valid] for field in step))
+        if self._observation is None:
+            self._observation = np.empty((self.n_step, *observation.shape), observation.dtype)
+        self._observation[self._slot] = observation
+        self._action[self._slot] = action
+        self._reward[self._slot] = 0.0
+        opened = self._age > 0
+        opened[self._slot] = True
+        opened &= valid
+        self._reward += np.where(opened, self._powers[self._age], 0.0) * np.where(valid, reward, 0.0)
+        self._age += opened
+        closes = opened & ((self._age == self.n_step) | terminated | truncated)
+        self._slot = (self._slot + 1) % self.n_step
+        # in the order in which the windows started: the slot to be overwritten next holds the oldest
+        order = (self._slot + np.arange(self.n_step)) % self.n_step
+        row, env = np.nonzero(closes[order])
+        slot = order[row]
+        discount = np.where(terminated[env], 0.0, self._powers[self._age[slot, env]])
+        self._age[slot, env] = 0
+        return Transition(
+            self._observation[slot, env],
+            self._action[slot, env],
+            self._reward[slot, env],
+            discount,
+            next_observation[env],
+        )
+
+    def clear(self) -> None:
+        """Forgets the open windows, as when an episode is abandoned."""
+        self._age[:] = 0
+
+
+class ReplayBuffer:
+    """A ring of transitions, sampled uniformly and with replacement.
+
+    "Self-improving reactive agents based on reinforcement learning, planning and teaching" (Lin 1992); uniform
+    minibatches as in "Human-level control through deep reinforcement learning" (Mnih et al. 2015), algorithm 1.
+
+    Args:
+        capacity: How many transitions it keeps; the oldest make room for new ones.
+
+    Raises:
+        ValueError: If the capacity is below 1.
+    """
+
+    def __init__(self, capacity: int = 100_000) -> None:
+        if capacity < 1:
+            raise ValueError(f"data.buffer.capacity must be at least 1, got {capacity}")
+        self.capacity = capacity
+        self._size = 0
+        self._head = 0
+        self._storage: Transition[Tensor] | None = None
+
+    def __len__(self) -> int:
+        return self._size
+
+    def num_bytes(self, observation_shape: Sequence[int], observation_dtype: np.dtype[Any]) -> int:
+        """Memory the storage will take when full, in bytes.
+
+        Args:
+            observation_shape: ``O``.
+            observation_dtype: What one number of an observation is stored as.
+        """
+        observation = int(np.prod(observation_shape)) * np.dtype(observation_dtype).itemsize
+        return self.capacity * (2 * observation + 8 + 4 + 4)
+
+    def allocate(self, observation_shape: Sequence[int], observation_dtype: np.dtype[Any]) -> None:
+        """Makes an empty storage for observations of this kind; what was stored before is gone.
+
+        Args:
+            observation_shape: ``O``.
+            observation_dtype: What one number of an observation is stored as.
+
+        Raises:
+            MemoryError: If it would not fit, before anything is allocated.
+            ValueError: If torch has no such dtype.
+        """
+        dtype = _NUMPY_TO_TORCH.get(np.dtype(observation_dtype))
+        if dtype is None:
+            raise ValueError(f"data.env_id: observations of dtype {observation_dtype} have no torch counterpart")
+        check_fits(self.num_bytes(observation_shape, observation_dtype), "data.buffer.capacity")
+        shape = (self.capacity, *observation_shape)
+        self._storage = Transition(
+            torch.empty(shape, dtype=dtype),
+            torch.empty(self.capacity, dtype=torch.int64),
+            torch.empty(self.capacity, dtype=torch.float32),
+            torch.empty(self.capacity, dtype=torch.float32),
+            torch.empty(shape, dtype=dtype),
+        )
+        self._size = self._head = 0
+
+    def add(self, transition: Transition[NDArray[Any]]) -> None:
+        """Stores transitions, overwriting the oldest where there is no room.
+
+        Args:
+            transition: Fields ``[M, ...]``, copied; ``M`` may be 0 and at most the capacity.
+
+        Raises:
+            ValueError: If there are more of them than fit at all.
+        """
+        count = len(transition.action)
+        if count > self.capacity:
+            raise ValueError(f"data.buffer.capacity: {count} transitions at once do not fit into {self.capacity}")
+        until_end = min(count, self.capacity - self._head)
+        for stored, field in zip(self.storage, transition, strict=True):
+            view = stored.numpy()
+            view[self._head : self._head + until_end] = field[:until_end]
+            view[: count - until_end] = field[until_end:]
+        self._head = (self._head + count) % self.capacity
+        self._size = min(self._size + count, self.capacity)
+
+    def sample(self, num_updates: int, batch_size: int, rng: np.random.Generator) -> ReplayBatch:
+        """Draws the minibatches of ``K`` updates in one gather.
+
+        Args:
+            num_updates: ``K``.
+            batch_size: ``B``.
+            rng: The only source of randomness.
+
+        Returns:
+            Copies, ``[K, B, ...]``.
+
+        Raises:
+            RuntimeError: If nothing has been stored yet.
+        """
+        if self._size == 0:
+            raise RuntimeError("the replay buffer is empty: an ExperienceCollector among the callbacks has to fill it")
+        index = torch.from_numpy(rng.integers(self._size, size=num_updates * batch_size))
+        return self._gather(index, torch.ones(num_updates, batch_size))
+
+    def update_priorities(self, index: Tensor, td_error: Tensor) -> None:
+        """Tells how surprising sampled transitions turned out to be; uniform sampling does not care.
+
+        Args:
+            index: Where they stand, ``[K, B]``.
+            td_error: Size of the TD error of each, unweighted, ``[K, B]``.
+        """
+
+    def state_arrays(self) -> dict[str, NDArray[Any]]:
+        """What is stored, oldest position first as it lies in the ring; views, not copies."""
+        fields = self.storage._asdict()
+        return {name: stored.numpy()[: self._size] for name, stored in fields.items()} | {
+            "head": np.array(self._head, np.int64)
+        }
+
+    def load_state_arrays(self, arrays: dict[str, NDArray[Any]]) -> None:
+        """Takes over what :meth:`state_arrays` gave, into an allocated buffer of the same kind.
+
+        Raises:
+            ValueError: If it does not fit this buffer; names the field.
+        """
+        size = len(arrays["action"])
+        for name, stored in self.storage._asdict().items():
+            view = stored.numpy()
+            if arrays[name].shape[1:] != view.shape[1:] or arrays[name].dtype != view.dtype or size > self.capacity:
+                raise ValueError(
+                    f"data.buffer: the saved {name} is {arrays[name].shape} {arrays[name].dtype}, this buffer holds "
+                    f"{view.shape} {view.dtype}; resume with the capacity and environment it was saved with"
+                )
+        if size < self.capacity and int(arrays["head"]) != size:
+            raise ValueError(f"data.buffer.capacity: {self.capacity} differs from that of the full buffer saved")
+        for name, stored in self.storage._asdict().items():
+            stored.numpy()[:size] = arrays[name]
+        self._size, self._head = size, int(arrays["head"]) % self.capacity
+
+    @property
+    def storage(self) -> Transition[Tensor]:
+        """The whole ring, fields ``[capacity, ...]``; only the first ``len(buffer)`` rows hold transitions.
+
+        Raises:
+            RuntimeError: Before :meth:`allocate`.
+        """
+        if self._storage is None:
+            raise RuntimeError("the replay buffer has no storage yet: call allocate() first")
+        return self._storage
+
+    def _gather(self, index: Tensor, weight: Tensor) -> ReplayBatch:
+        shape = weight.shape
+        rows = (field.index_select(0, index).unflatten(0, shape) for field in self.storage)
+        return ReplayBatch(Transition(*rows), index.view(shape), weight)
+
+
+class ReplayDataset(IterableDataset[ReplayBatch]):
+    """The buffer as the Trainer sees it: an endless stream of batches, cut into epochs of a fixed length.
+
+    It has a length on purpose: for a dataset without one the Trainer fetches a batch ahead, so that every batch is
+    drawn one iteration too early and the first from an empty buffer. Give it to the Trainer as it is, not in a
+    :class:`~torch.utils.data.DataLoader`.
+
+    Args:
+        buffer: Where the batches come from.
+        batch_size: ``B``.
+        gradient_steps: ``K``, updates per batch.
+        iterations_per_epoch: Batches in an epoch.
+        rng: Which transitions are drawn.
+    """
+
+    def __init__(
+        self,
+        buffer: ReplayBuffer,
+        batch_size: int,
+        gradient_steps: int,
+        iterations_per_epoch: int,
+        rng: np.random.Generator,
+    ) -> None:
+        self.buffer = buffer
+        self.batch_size = batch_size
+        self.gradient_steps = gradient_steps
+        self.iterations_per_epoch = iterations_per_epoch
+        self.rng = rng
+
+    def __len__(self) -> int:
+        return self.iterations_per_epoch
+
+    def __iter__(self) -> Iterator[ReplayBatch]:
+        """Draws from what the buffer holds at the moment of each draw.
+
+        Raises:
+            RuntimeError: In a worker process, which would see a copy of the buffer that never fills.
+        """
+        if get_worker_info() is not None:
+            raise RuntimeError(
+                "num_workers must be 0: worker processes hold a copy of the replay buffer that new experience never "
+                "reaches. Pass the dataset itself to the Trainer; it needs no DataLoader."
+            )
+        while True:
+            yield self.buffer.sample(self.gradient_steps, self.batch_size, self.rng)

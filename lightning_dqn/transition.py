@@ -1,0 +1,63 @@
+"""The two records that cross borders: one stored step, and a batch of them as the learner sees it."""
+
+from __future__ import annotations
+
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+class Transition(NamedTuple, Generic[T]):
+    """An n-step transition, any number of them stacked along leading axes.
+
+    Gamma, n and termination meet before a transition is made and leave as one ``discount``, so everything downstream
+    is one-step Q-learning: the target is ``reward + discount * value(next_observation)``.
+
+    Attributes:
+        observation: What the agent acted on, ``[..., *observation_shape]``.
+        action: Index of the action taken, in ``[0, num_actions)``, ``[...]``, int64.
+        reward: Discounted sum of the rewards of the window, ``[...]``, float32.
+        discount: ``gamma ** k`` for a window of ``k`` steps, 0 only where the episode *terminated*, ``[...]``, float32.
+        next_observation: The observation ``k`` steps later, never that of a following episode.
+    """
+
+    observation: T
+    action: T
+    reward: T
+    discount: T
+    next_observation: T
+
+
+class ReplayBatch(NamedTuple):
+    """The minibatches of one Lightning batch: ``K`` updates of ``B`` transitions each.
+
+    Attributes:
+        transition: The transitions, every field ``[K, B, ...]``.
+        index: Where each stands in the buffer, ``[K, B]``, int64.
+        weight: Importance weight of each sample in the loss, ``[K, B]``, float32; ones under uniform replay.
+    """
+
+    transition: Transition[Tensor]
+    index: Tensor
+    weight: Tensor
+
+    def to(self, device: torch.device | str, **kwargs: Any) -> ReplayBatch:
+        """Moves every tensor to ``device``; with this Lightning moves the batch in one call instead of walking it.
+
+        Args:
+            device: Where to.
+            **kwargs: Passed on to :meth:`torch.Tensor.to`, such as ``non_blocking``.
+        """
+        transition = Transition(*(field.to(device, **kwargs) for field in self.transition))
+        return ReplayBatch(transition, self.index.to(device, **kwargs), self.weight.to(device, **kwargs))
+
+    def unbind(self) -> list[ReplayBatch]:
+        """Splits the batch into its ``K`` minibatches, each field ``[B, ...]``, without copying."""
+        fields = zip(*(field.unbind(0) for field in self.transition), strict=True)
+        return [
+            ReplayBatch(Transition(*values), index, weight)
+            for values, index, weight in zip(fields, self.index.unbind(0), self.weight.unbind(0), strict=True)
+        ]
