@@ -51,7 +51,7 @@ def save_snapshot(directory: Path, arrays: Mapping[str, NDArray[Any]], meta: Map
         text.flush()
         _flush(text.fileno())
     _flush_directory(temporary)
-    os.replace(temporary, directory)
+    temporary.replace(directory)
     _flush_directory(directory.parent)
 
 

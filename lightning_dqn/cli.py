@@ -1,4 +1,4 @@
-"""The command ``lightning-dqn``: LightningCLI with the environment linked to the network, and shipped configurations."""
+"""The command ``lightning-dqn``: LightningCLI with the environment linked to the network, and shipped files."""
 
 from __future__ import annotations
 
@@ -70,9 +70,10 @@ class DQNCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parses, after names of shipped configurations have been replaced by their paths."""
-        if not isinstance(args, dict):
-            given = sys.argv[1:] if args is None else list(args)
-            sys.argv[1:], args = ([], resolve_config_names(given)) if args is None else (sys.argv[1:], resolve_config_names(given))
+        if args is None:
+            sys.argv[1:] = resolve_config_names(sys.argv[1:])
+        elif isinstance(args, list):
+            args = resolve_config_names(args)
         super().parse_arguments(parser, args)
         if self.config.get("subcommand"):
             _check_checkpoint(self.config[self.config.subcommand].get("ckpt_path"))
@@ -101,7 +102,8 @@ class DQNCLI(LightningCLI):
         trainer = self.trainer
         score = trainer.callback_metrics.get(metric)
         if score is not None:
-            print(f"{metric} {score:.1f} (mean of {episodes} greedy episodes) after {self.datamodule.env_steps:,} env steps")
+            steps = self.datamodule.env_steps
+            print(f"{metric} {score:.1f} (mean of {episodes} greedy episodes) after {steps:,} env steps")
         if trainer.log_dir is not None:
             print(f"files in {trainer.log_dir}")
         latest = next((c for c in trainer.checkpoint_callbacks if getattr(c, "filename", None) == "latest"), None)
@@ -172,5 +174,3 @@ def main(args: ArgsType = None) -> None:
         if not _NAMED_FIELD.match(str(error)):
             raise
         sys.exit(f"error: {error}")
-
-

@@ -55,9 +55,10 @@ class ExperienceCollector(Callback):
                 "configured under `collect:`)"
             )
         for logger in trainer.loggers:
-            if trainer.is_global_zero and hasattr(logger.experiment, "define_metric"):
-                logger.experiment.define_metric("env_steps")
-                logger.experiment.define_metric("*", step_metric="env_steps")
+            run = getattr(logger, "experiment", None)
+            if run is not None and trainer.is_global_zero and hasattr(run, "define_metric"):
+                run.define_metric("env_steps")
+                run.define_metric("*", step_metric="env_steps")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Makes environments and buffer, and puts back what a checkpoint brought."""
@@ -104,15 +105,23 @@ class ExperienceCollector(Callback):
         with torch.no_grad(), trainer.precision_plugin.forward_context():
             self._collect(data, due, explore)
         if trainer._logger_connector.should_update_logs:
-            self._log(data)
+            self._log(data, pl_module)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Notes when validation began."""
+        self._validation_start = time.monotonic()
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Logs the clock in the row of the validation metrics."""
-        self._log_clock(trainer)
+        self._log_clock(trainer, pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leaves the time that validation took out of the speed of collection."""
+        self._last_log = (self._last_log[0], self._last_log[1] + time.monotonic() - self._validation_start)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Logs the clock in the row of the test metrics."""
-        self._log_clock(trainer)
+        self._log_clock(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
         """Counters, and the name of the replay snapshot that belongs to them."""
@@ -203,23 +212,24 @@ class ExperienceCollector(Callback):
     def _random(self, observation: NDArray[Any]) -> NDArray[np.int64]:
         return self.rng.integers(self._envs.num_actions, size=len(observation))
 
-    def _log(self, data: ExperienceDataModule) -> None:
+    def _log(self, data: ExperienceDataModule, pl_module: LightningModule) -> None:
         now = time.monotonic()
         steps, then = self._last_log
         self._last_log = (data.env_steps, now)
-        self.log("env_steps", _exact(data.env_steps))
-        self.log("collect/env_steps_per_second", (data.env_steps - steps) / max(now - then, 1e-9), prog_bar=True)
+        speed = (data.env_steps - steps) / max(now - then, 1e-9)
+        _log_exactly(pl_module, "env_steps", data.env_steps)
+        _log_exactly(pl_module, "collect/env_steps_per_second", speed, prog_bar=True)
         for name, value in self.explorer.schedules(data.env_steps, self.episodes).items():
-            self.log(f"collect/{name}", value, prog_bar=True)
+            _log_exactly(pl_module, f"collect/{name}", value, prog_bar=True)
         if self._recent:
             returns, lengths = np.array(self._recent).T
-            self.log("collect/return", float(returns.mean()), prog_bar=True)
-            self.log("collect/episode_length", float(lengths.mean()))
+            _log_exactly(pl_module, "collect/return", returns.mean(), prog_bar=True)
+            _log_exactly(pl_module, "collect/episode_length", lengths.mean())
 
-    def _log_clock(self, trainer: Trainer) -> None:
+    def _log_clock(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data = self._data(trainer)
         if data is not None:
-            self.log("env_steps", _exact(data.env_steps))
+            _log_exactly(pl_module, "env_steps", data.env_steps)
 
     @staticmethod
     def _data(trainer: Trainer) -> ExperienceDataModule | None:
@@ -228,6 +238,6 @@ class ExperienceCollector(Callback):
         return data if isinstance(data, ExperienceDataModule) else None
 
 
-def _exact(count: int) -> torch.Tensor:
+def _log_exactly(pl_module: LightningModule, name: str, value: float, prog_bar: bool = False) -> None:
     # a Python number would be logged as float32, which cannot tell 16,777,217 from 16,777,216
-    return torch.tensor(count, dtype=torch.float64)
+    pl_module.log(name, torch.tensor(value, dtype=torch.float64), prog_bar=prog_bar)

@@ -274,7 +274,10 @@ class ExperienceDataModule(LightningDataModule):
         size = self.eval_num_envs
         chunks = [seeds[start : start + size] for start in range(0, len(seeds), size)]
         return EvaluationSchedule(
-            [EvaluationEpisodes(self._open_evaluation, chunk, self.max_eval_steps) for chunk in chunks[rank::world_size]]
+            [
+                EvaluationEpisodes(self._open_evaluation, chunk, self.max_eval_steps)
+                for chunk in chunks[rank::world_size]
+            ]
         )
 
     def _open_evaluation(self) -> VectorEnv[Any, Any, Any]:

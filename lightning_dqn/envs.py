@@ -14,11 +14,12 @@ from typing import Any, Literal, NamedTuple
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 
-EnvSource = str | Callable[..., Any]
-"""A registered id (``"CartPole-v1"``, ``"module:MyEnv-v0"``), a dotted path (``"my_package.MyEnv"``) or a callable."""
+EnvSource = str | EnvSpec | Callable[..., Any]
+"""A registered id (``"CartPole-v1"``, ``"module:MyEnv-v0"``), a dotted path (``"my_package.MyEnv"``), or a callable."""
 
 Wrapper = Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]]
 Vectorization = Literal["sync", "async", "native"]
@@ -26,7 +27,7 @@ Vectorization = Literal["sync", "async", "native"]
 _FLATTENED_TO_BITS = (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 
 
-def resolve_env(env_id: EnvSource) -> gym.envs.registration.EnvSpec | Callable[..., Any]:
+def resolve_env(env_id: EnvSource) -> EnvSpec | Callable[..., Any]:
     """Looks an environment up without making one.
 
     Args:
@@ -70,7 +71,7 @@ def make_env(env_id: EnvSource, kwargs: Mapping[str, Any], wrappers: Sequence[Wr
         ValueError: If its spaces are not such that a Q-function can act on them; names the field.
     """
     source = resolve_env(env_id)
-    env = gym.make(source, **kwargs) if isinstance(source, gym.envs.registration.EnvSpec) else source(**kwargs)
+    env = gym.make(source, **kwargs) if isinstance(source, EnvSpec) else source(**kwargs)
     for wrapper in wrappers:
         env = wrapper(env)
     check_spaces(env.observation_space, env.action_space)
@@ -133,7 +134,7 @@ def _make_native(
     if wrappers:
         raise ValueError("data.wrappers: a native vector environment cannot be wrapped; use vectorization: sync")
     source = resolve_env(env_id)
-    if isinstance(source, gym.envs.registration.EnvSpec):
+    if isinstance(source, EnvSpec):
         if source.vector_entry_point is None:
             raise ValueError(f"data.vectorization: {source.id} has no native vector environment; use sync or async")
         envs = gym.make_vec(source, num_envs, vectorization_mode="vector_entry_point", **kwargs)

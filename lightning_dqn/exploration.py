@@ -50,7 +50,7 @@ class LinearSchedule(Schedule):
 
 @dataclass(frozen=True)
 class ExponentialSchedule(Schedule):
-    """Comes closer to ``end`` by the same factor in every step: ``end + (start - end) * exp(-env_steps / decay_steps)``.
+    """Comes closer to ``end`` by one factor a step: ``end + (start - end) * exp(-env_steps / decay_steps)``.
 
     Attributes:
         start: Value at the first step.
@@ -161,7 +161,7 @@ class Greedy(Explorer):
         self, q_values: NDArray[np.float32], env_steps: int, episodes: int, rng: np.random.Generator
     ) -> NDArray[np.int64]:
         """See :class:`Explorer`."""
-        return q_values.argmax(axis=1)
+        return np.asarray(q_values.argmax(axis=1), np.int64)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,9 @@ def take_action(values: Tensor, action: Tensor) -> Tensor:
     Returns:
         The chosen entries, ``[B, ...]``.
     """
-    index = action.reshape(-1, 1, *(1,) * (values.dim() - 2)).expand(-1, 1, *values.shape[2:])
+    index = action.unsqueeze(1)
+    for size in values.shape[2:]:
+        index = index.unsqueeze(-1).expand(*index.shape, size)
     return values.gather(1, index).squeeze(1)
 
 
@@ -37,8 +39,9 @@ def bellman_backup(value: Tensor, reward: Tensor, discount: Tensor) -> Tensor:
     Returns:
         The backed-up value, shaped like ``value``.
     """
-    trailing = (1,) * (value.dim() - 1)
-    return reward.reshape(-1, *trailing) + discount.reshape(-1, *trailing) * value
+    for _ in value.shape[1:]:
+        reward, discount = reward.unsqueeze(-1), discount.unsqueeze(-1)
+    return reward + discount * value
 
 
 def dueling_aggregate(value: Tensor, advantage: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 from torch import Tensor, nn
 
@@ -25,7 +26,7 @@ def fully_connected(sizes: Sequence[int], layer: LayerFactory = nn.Linear) -> nn
         layer: What each layer is made of.
     """
     layers: list[nn.Module] = []
-    for inputs, outputs in zip(sizes, sizes[1:], strict=False):
+    for inputs, outputs in pairwise(sizes):
         layers += [layer(inputs, outputs), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 
@@ -67,7 +68,7 @@ class LinearStream(Stream):
     def forward(self, features: Tensor) -> Tensor:
         """Numbers of every action, ``[B, A, M]``."""
         numbers: Tensor = self.layers(features)
-        return numbers.unflatten(-1, self.shape)
+        return numbers.view(-1, *self.shape)
 
 
 class DuelingStream(Stream):
@@ -99,7 +100,7 @@ class DuelingStream(Stream):
         """Numbers of every action, ``[B, A, M]``."""
         value: Tensor = self.value(features)
         advantage: Tensor = self.advantage(features)
-        return dueling_aggregate(value.unsqueeze(1), advantage.unflatten(-1, self.shape))
+        return dueling_aggregate(value.unsqueeze(1), advantage.view(-1, *self.shape))
 
 
 StreamFactory = Callable[[int, int, int, LayerFactory], Stream]

@@ -11,14 +11,15 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_dqn.hparams import save_plain_hyperparameters
 from lightning_dqn.heads import ExpectedHead
+from lightning_dqn.hparams import save_plain_hyperparameters
 from lightning_dqn.metrics import EpisodeMetrics
 from lightning_dqn.networks import HeadFactory, MLPTorso, QNetwork, TorsoFactory
 from lightning_dqn.targets import DoubleQLearning, TargetRule
@@ -34,6 +35,15 @@ class _Iteration:
     losses: list[Tensor] = field(default_factory=list)
     td_errors: list[Tensor] = field(default_factory=list)
     q_values: list[Tensor] = field(default_factory=list)
+
+
+class _Weights:
+    """Parameters and buffers of both networks, in one order."""
+
+    def __init__(self, online: nn.Module, target: nn.Module) -> None:
+        self.online: list[Tensor] = list(online.parameters())
+        self.target: list[Tensor] = list(target.parameters())
+        self.buffers = list(zip(target.buffers(), online.buffers(), strict=True))
 
 
 class DQNLightningModule(LightningModule):
@@ -90,6 +100,7 @@ class DQNLightningModule(LightningModule):
         self.validation_metrics = EpisodeMetrics()
         self.test_metrics = EpisodeMetrics()
         self._iteration = _Iteration()
+        self._weights: _Weights | None = None
 
     def __setattr__(self, name: str, value: Any) -> None:
         # the Trainer sets this one name several times per hook, and torch's own __setattr__ is a slow way to do so
@@ -106,7 +117,8 @@ class DQNLightningModule(LightningModule):
     @torch.no_grad()
     def act(self, observation: Tensor | NDArray[Any]) -> Tensor:
         """Greedy actions ``[B]``, int64, for observations ``[B, *observation_shape]``, tensors or arrays."""
-        return self(torch.as_tensor(observation, device=self.device)).argmax(dim=1)
+        q_values: Tensor = self(torch.as_tensor(observation, device=self.device))
+        return q_values.argmax(dim=1)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer over the online network alone, and the scheduler if there is one."""
@@ -116,14 +128,16 @@ class DQNLightningModule(LightningModule):
         if self.lr_scheduler_factory is None:
             return optimizer
         scheduler = self.lr_scheduler_factory(optimizer)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}  # type: ignore[typeddict-item]
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def configure_callbacks(self) -> list[Callback]:
         """An :class:`~lightning_dqn.collector.ExperienceCollector`, unless the Trainer was given one."""
         from lightning_dqn.collector import ExperienceCollector  # the learner side knows no data side until it runs
 
         callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
-        return [] if any(isinstance(callback, ExperienceCollector) for callback in callbacks) else [ExperienceCollector()]
+        return (
+            [] if any(isinstance(callback, ExperienceCollector) for callback in callbacks) else [ExperienceCollector()]
+        )
 
     def setup(self, stage: str) -> None:
         """Refuses Trainer settings under which the updates would not be what they seem.
@@ -139,18 +153,23 @@ class DQNLightningModule(LightningModule):
         trainer = self.trainer
         if trainer.accumulate_grad_batches != 1:
             raise ValueError(
-                "trainer.accumulate_grad_batches must be 1: a batch already holds the minibatches of data.gradient_steps "
-                "updates; choose a larger data.batch_size instead"
+                "trainer.accumulate_grad_batches must be 1: a batch already holds the minibatches of "
+                "data.gradient_steps updates; choose a larger data.batch_size instead"
             )
         if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
             raise ValueError(
-                f"trainer.strategy: {type(trainer.strategy).__name__} is not supported; a Q-network is small and acting "
-                "would gather its shards at every step. Use one device or ddp"
+                f"trainer.strategy: {type(trainer.strategy).__name__} is not supported; a Q-network is small and "
+                "acting would gather its shards at every step. Use one device or ddp"
             )
         if str(trainer.precision) in ("16-true", "bf16-true"):
             raise ValueError(
-                f"trainer.precision: {trainer.precision} rounds rewards and targets; use 32-true, bf16-mixed or 16-mixed"
+                f"trainer.precision: {trainer.precision} rounds rewards and targets; use 32-true, bf16-mixed or "
+                "16-mixed"
             )
+
+    def on_fit_start(self) -> None:
+        """Forgets where the weights were: moving to a device may have put new ones in their place."""
+        self._weights = None
 
     def on_train_batch_start(self, batch: ReplayBatch, batch_idx: int) -> None:
         """Splits the batch into its minibatches."""
@@ -165,12 +184,12 @@ class DQNLightningModule(LightningModule):
         iteration, k = self._iteration, self._iteration.update
         transition, _, weight = iteration.minibatches[k]
         prediction = self.online(transition.observation).at(transition.action)
+        # slices, not append(): an optimizer such as LBFGS runs the closure of one update several times
         with torch.no_grad():
             target = self.target_rule(transition, self.online, self.target)
+            iteration.td_errors[k:] = [prediction.td_error(target)]
         loss = (weight * prediction.loss(target)).mean()
-        # slices, not append(): an optimizer such as LBFGS runs the closure of one update several times
         iteration.losses[k:] = [loss.detach()]
-        iteration.td_errors[k:] = [prediction.td_error(target).detach()]
         iteration.q_values[k:] = [prediction.q_values.detach()]
         return {"loss": loss, "td_error": iteration.td_errors}
 
@@ -178,15 +197,16 @@ class DQNLightningModule(LightningModule):
         self,
         epoch: int,
         batch_idx: int,
-        optimizer: Optimizer,
+        optimizer: Optimizer | LightningOptimizer,
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
         """Takes one gradient step per minibatch, by running the closure that often, as LBFGS does.
 
         The Trainer's per-batch work is so paid once for ``K`` updates, while clipping and precision see every one.
         """
-        for self._iteration.update in range(len(self._iteration.minibatches)):
-            optimizer.step(closure=optimizer_closure)  # type: ignore[arg-type]
+        for k in range(len(self._iteration.minibatches)):
+            self._iteration.update = k
+            optimizer.step(closure=optimizer_closure)
             self.gradient_steps += 1
             if self.gradient_steps % self.target_update_period == 0:
                 self.update_target()
@@ -199,12 +219,14 @@ class DQNLightningModule(LightningModule):
         algorithm 1); a smaller one averages ("Continuous control with deep reinforcement learning", Lillicrap et al.
         2016, algorithm 1). Buffers, such as batch-norm statistics, are always copied.
         """
-        online, target = list(self.online.parameters()), list(self.target.parameters())
+        if self._weights is None:  # walking the modules costs more than moving the weights of a small network
+            self._weights = _Weights(self.online, self.target)
+        weights = self._weights
         if self.target_update_rate == 1:
-            torch._foreach_copy_(target, online)
+            torch._foreach_copy_(weights.target, weights.online)
         else:
-            torch._foreach_lerp_(target, online, self.target_update_rate)
-        for stale, fresh in zip(self.target.buffers(), self.online.buffers(), strict=True):
+            torch._foreach_lerp_(weights.target, weights.online, self.target_update_rate)
+        for stale, fresh in weights.buffers:
             stale.copy_(fresh)
 
     def on_train_batch_end(self, outputs: Any, batch: ReplayBatch, batch_idx: int) -> None:

@@ -252,7 +252,7 @@ class ReplayBuffer:
 
     def _gather(self, index: Tensor, weight: Tensor) -> ReplayBatch:
         shape = weight.shape
-        rows = (field.index_select(0, index).unflatten(0, shape) for field in self.storage)
+        rows = (field.index_select(0, index).view(*shape, *field.shape[1:]) for field in self.storage)
         return ReplayBatch(Transition(*rows), index.view(shape), weight)
 
 

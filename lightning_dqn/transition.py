@@ -41,7 +41,7 @@ class ReplayBatch(NamedTuple):
     """
 
     transition: Transition[Tensor]
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index(), which nobody asks of a batch
     weight: Tensor
 
     def to(self, device: torch.device | str, **kwargs: Any) -> ReplayBatch:

@@ -49,7 +49,7 @@ class WandbLogger(_WandbLogger):
     def sync_command(self) -> str | None:
         """The command that uploads an offline run; ``None`` if the run is live, disabled or not started."""
         run = self._experiment
-        return f"wandb sync {run.settings.sync_dir}" if getattr(run, "offline", False) else None
+        return f"wandb sync {run.settings.sync_dir}" if run is not None and getattr(run, "offline", False) else None
 
 
 def _logged_in() -> bool:
