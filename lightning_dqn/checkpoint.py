@@ -42,7 +42,7 @@ def save_snapshot(directory: Path, arrays: Mapping[str, NDArray[Any]], meta: Map
     for name, array in arrays.items():
         path = temporary / f"{name}.npy"
         with path.open("wb") as file:
-            np.save(file, np.ascontiguousarray(array), allow_pickle=False)
+            np.save(file, np.asarray(array, order="C"), allow_pickle=False)
             _flush(file.fileno())
         files[path.name] = _sha256(path)
     manifest = {"format_version": FORMAT_VERSION, "files": files, "meta": dict(meta)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from lightning_dqn.collector import ExperienceCollector
 from lightning_dqn.datamodule import ExperienceDataModule
 from lightning_dqn.module import DQNLightningModule
 from lightning_dqn.signals import GracefulInterrupt
+from lightning_dqn.watch import WandbLogger
 
 _INTERRUPTED = 130
 _NAMED_FIELD = re.compile(r"(data|model|trainer|collect|ckpt_path|config)\b")
@@ -79,6 +81,12 @@ class DQNCLI(LightningCLI):
             _check_checkpoint(self.config[self.config.subcommand].get("ckpt_path"))
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        collectors = [c for c in [*callbacks, *(config.get("callbacks") or [])] if isinstance(c, ExperienceCollector)]
+        if len(collectors) > 1:
+            raise ValueError(
+                "trainer.callbacks: a second ExperienceCollector would step the same environments; configure the one "
+                "there is under `collect`"
+            )
         if config.get("enable_checkpointing") is False or config.get("fast_dev_run"):
             callbacks = [callback for callback in callbacks if not isinstance(callback, ModelCheckpoint)]
         return super()._instantiate_trainer(config, [*callbacks, GracefulInterrupt()])
@@ -98,6 +106,13 @@ class DQNCLI(LightningCLI):
         self._say_what_is_where("test/return", self.datamodule.eval_episodes)
 
     @rank_zero_only
+    def after_predict(self) -> None:
+        """Lists the episodes played."""
+        for batch in self.trainer.predict_loop.predictions:
+            for episode in batch:
+                print("seed {seed}: return {return:.1f} in {length} steps".format(**episode))
+
+    @rank_zero_only
     def _say_what_is_where(self, metric: str, episodes: int) -> None:
         trainer = self.trainer
         score = trainer.callback_metrics.get(metric)
@@ -111,9 +126,8 @@ class DQNCLI(LightningCLI):
         if path:
             print(f"go on with --ckpt_path {os.path.relpath(path)}")
         for logger in trainer.loggers:
-            command = getattr(logger, "sync_command", None)
-            if command:
-                print(f"upload to Weights & Biases with: {command}")
+            if isinstance(logger, WandbLogger) and logger.sync_command:
+                print(f"upload to Weights & Biases with: {logger.sync_command}")
 
 
 def resolve_config_names(args: list[str]) -> list[str]:
@@ -168,8 +182,14 @@ def _check_checkpoint(path: str | None) -> None:
 
 def main(args: ArgsType = None) -> None:
     """Runs the command line; errors that name a field of the configuration are printed without a traceback."""
+    # what Lightning's own parsing and profiling will have to change one day is not the user's business
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+    warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
     try:
-        DQNCLI(args)
+        cli = DQNCLI(args)
+        for logger in cli.trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.finish()
     except (ValueError, MemoryError) as error:
         if not _NAMED_FIELD.match(str(error)):
             raise

@@ -207,7 +207,8 @@ class ExperienceCollector(Callback):
             done = step.done
             if done.any():
                 self.episodes += int(done.sum())
-                self._recent.extend(zip(step.episode_return[done], step.episode_length[done], strict=True))
+                finished = zip(step.episode_return[done].tolist(), step.episode_length[done].tolist(), strict=True)
+                self._recent.extend(finished)
 
     def _random(self, observation: NDArray[Any]) -> NDArray[np.int64]:
         return self.rng.integers(self._envs.num_actions, size=len(observation))

@@ -51,6 +51,12 @@ class WandbLogger(_WandbLogger):
         run = self._experiment
         return f"wandb sync {run.settings.sync_dir}" if run is not None and getattr(run, "offline", False) else None
 
+    def finish(self) -> None:
+        """Ends the W&B run; the next one in this process is then a run of its own."""
+        if self._experiment is not None:
+            self._experiment.finish()
+            self._experiment = None
+
 
 def _logged_in() -> bool:
     try:

@@ -1,0 +1,247 @@
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import gymnasium as gym
+import pytest
+import torch
+import yaml
+
+from lightning_dqn import ReplayBuffer, envs
+from lightning_dqn.cli import DQNCLI, find_config, main, resolve_config_names, shipped_configs
+
+SMALL = [
+    "--trainer.max_epochs=2",
+    "--trainer.check_val_every_n_epoch=1",
+    "--trainer.log_every_n_steps=2",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.enable_model_summary=false",
+    "--data.learning_starts=64",
+    "--data.steps_per_epoch=128",
+    "--data.eval_episodes=3",
+    "--data.eval_num_envs=2",
+    "--data.max_eval_steps=20",
+]
+FIT = ["fit", "--config=cartpole", *SMALL]
+RUN = Path("runs/cartpole/version_0")
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["lightning-dqn"])
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+
+
+def rows(run: Path = RUN) -> list[dict[str, str]]:
+    return list(csv.DictReader((run / "metrics.csv").open()))
+
+
+def test_bare_names_become_paths_and_paths_stay(tmp_path):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("data: {gamma: 0.5}\n")
+    resolved = resolve_config_names(
+        ["fit", "--config", "cartpole", f"--config={mine}", "-c", "dueling", "--x=cartpole"]
+    )
+    assert resolved[2] == str(shipped_configs()["cartpole"])
+    assert resolved[3] == f"--config={mine}"
+    assert resolved[5] == str(shipped_configs()["dueling"])
+    assert resolved[6] == "--x=cartpole"
+
+
+def test_an_unknown_name_lists_the_shipped_ones():
+    with pytest.raises(ValueError, match=r"config: 'cartpool' is neither a file nor one of the shipped .*cartpole"):
+        find_config("cartpool")
+
+
+def test_fit_leaves_metrics_configuration_and_checkpoints_and_says_where(capsys):
+    main(FIT)
+    said = capsys.readouterr().out
+    assert "val/return" in said
+    assert "after 320 env steps" in said
+    assert f"files in {RUN}" in said
+    assert f"--ckpt_path {RUN}/checkpoints/latest.ckpt" in said
+    assert {path.name for path in (RUN / "checkpoints").iterdir()} == {"best.ckpt", "latest.ckpt", "replay"}
+    config = yaml.safe_load((RUN / "config.yaml").read_text())
+    assert config["data"]["env_id"] == "CartPole-v1"
+    assert config["data"]["steps_per_epoch"] == 128
+    names = set(rows()[0])
+    train = {"train/loss", "train/td_error", "train/q_value"}
+    collect = {"collect/return", "collect/episode_length", "collect/epsilon"}
+    validation = {"val/return", "val/return_iqm", "val/episode_length"}
+    assert train | collect | validation | {"env_steps"} <= names
+    assert all(row["env_steps"] for row in rows())
+
+
+def test_best_holds_weights_only_and_latest_everything():
+    main(FIT)
+    best = torch.load(RUN / "checkpoints/best.ckpt", weights_only=True)
+    latest = torch.load(RUN / "checkpoints/latest.ckpt", weights_only=True)
+    assert "optimizer_states" not in best
+    assert latest["optimizer_states"]
+    assert latest["replay"]["name"] == "replay/320"
+    assert (RUN / "checkpoints/replay/320/rank0/manifest.json").is_file()
+
+
+def test_fit_goes_on_from_latest_with_its_replay():
+    main(FIT)
+    main([*FIT, "--trainer.max_epochs=4", f"--ckpt_path={RUN}/checkpoints/latest.ckpt"])
+    second = rows(Path("runs/cartpole/version_1"))
+    steps = [float(row["env_steps"]) for row in second]
+    assert min(steps) > 320
+    assert max(steps) == 64 + 4 * 128
+
+
+@pytest.mark.parametrize("command", ["validate", "test"])
+def test_a_checkpoint_is_evaluated(command, capsys):
+    main(FIT)
+    capsys.readouterr()
+    main([command, *FIT[1:], f"--ckpt_path={RUN}/checkpoints/best.ckpt"])
+    prefix = "val" if command == "validate" else "test"
+    assert f"{prefix}/return" in capsys.readouterr().out
+    (evaluated,) = [row for row in rows(Path("runs/cartpole/version_1")) if row.get(f"{prefix}/return")]
+    assert float(evaluated["env_steps"]) in (192, 320)  # the clock of the checkpoint
+    assert float(evaluated[f"{prefix}/episode_length"]) <= 20
+
+
+def test_predict_plays_episodes(capsys):
+    main(FIT)
+    main(["predict", *FIT[1:], f"--ckpt_path={RUN}/checkpoints/best.ckpt"])
+    said = capsys.readouterr().out
+    assert said.count("return") >= 3
+
+
+def test_a_later_configuration_is_laid_over_an_earlier_one(tmp_path):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("data: {gamma: 0.5}\n")
+    cli = DQNCLI(["--config=" + find_config("cartpole"), f"--config={mine}"], run=False)
+    assert cli.datamodule.gamma == 0.5
+    assert cli.datamodule.env_id == "CartPole-v1"
+
+
+def test_user_classes_come_by_dotted_path():
+    cli = DQNCLI(
+        [
+            "--data.env_id=gymnasium.envs.classic_control.CartPoleEnv",
+            "--data.wrappers+={class_path: gymnasium.wrappers.TimeLimit, init_args: {max_episode_steps: 7}}",
+            "--model.optimizer=torch.optim.RMSprop",
+            "--model.optimizer.lr=0.25",
+            "--model.torso=lightning_dqn.networks.MLPTorso",
+            "--model.torso.hidden_sizes=[5]",
+        ],
+        run=False,
+    )
+    assert cli.model.configure_optimizers().param_groups[0]["lr"] == 0.25
+    assert cli.model.online.torso.num_features == 5
+    data = cli.datamodule
+    made = envs.make_env(data.env_id, data.env_kwargs, data.wrappers)
+    made.reset()
+    assert [made.step(step % 2)[3] for step in range(7)][-1]
+
+
+def test_print_config_is_a_configuration(capsys):
+    with pytest.raises(SystemExit):
+        main(["fit", "--config=cartpole", "--print_config"])
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert config["data"]["env_id"] == "CartPole-v1"
+    assert config["collect"]["explorer"]["class_path"] == "lightning_dqn.EpsilonGreedy"
+
+
+def test_help_explains_the_fields(capsys):
+    with pytest.raises(SystemExit):
+        main(["fit", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Environment steps per iteration, summed over environments" in said
+    assert "Gradient steps between two moves of the target network" in said
+    assert "--collect.explorer" in said
+
+
+BAD = {
+    "data.env_id": ["--data.env_id=CartPool-v1"],
+    "data.env_id ": ["--data.env_id=Pendulum-v1"],
+    "data.batch_size": ["--data.batch_size=64", "--data.buffer.capacity=50"],
+    "data.n_step": ["--data.n_step=0"],
+    "data.gamma": ["--data.gamma=1.01"],
+    "collect.explorer.epsilon": [
+        "--collect.explorer={class_path: EpsilonGreedy, init_args: {epsilon: {class_path: LinearSchedule, "
+        "init_args: {start: 1.0, end: -0.1, decay_steps: 10}}}}"
+    ],
+    "data.learning_starts": ["--data.learning_starts=100000"],
+    "trainer.accumulate_grad_batches": ["--trainer.accumulate_grad_batches=2"],
+    "trainer.precision": ["--trainer.precision=bf16-true"],
+    "data.buffer.capacity": ["--data.buffer.capacity=1000000000000"],
+    "ckpt_path": ["--ckpt_path=nowhere.ckpt"],
+    "model.target_update_period": ["--model.target_update_period=0"],
+    "trainer.callbacks": ["--trainer.callbacks+=lightning_dqn.ExperienceCollector"],
+}
+
+
+@pytest.mark.parametrize("field", BAD)
+def test_bad_input_names_the_field_before_anything_is_made(field, monkeypatch):
+    def forbidden(*_args, **_kwargs):
+        raise AssertionError("made before the input was checked")
+
+    monkeypatch.setattr("lightning_dqn.datamodule.make_envs", forbidden)
+    if field != "data.buffer.capacity":
+        monkeypatch.setattr(ReplayBuffer, "allocate", forbidden)
+    with pytest.raises(SystemExit) as ended:
+        main([*FIT, *BAD[field]])
+    assert str(ended.value).startswith(f"error: {field.strip()}")
+
+
+def test_a_checkpoint_of_another_environment_is_refused():
+    main(FIT)
+    with pytest.raises(SystemExit) as ended:
+        main(["fit", "--config=acrobot", *SMALL, f"--ckpt_path={RUN}/checkpoints/latest.ckpt"])
+    assert "ckpt_path" in str(ended.value)
+    assert "data.env_id" in str(ended.value)
+
+
+def test_an_environment_of_equal_shape_is_refused_by_name():
+    gym.register("CartPoleTwin-v0", entry_point="gymnasium.envs.classic_control:CartPoleEnv", max_episode_steps=20)
+    main(FIT)
+    with pytest.raises(SystemExit, match="ckpt_path: the checkpoint was trained on CartPole-v1"):
+        main([*FIT, "--data.env_id=CartPoleTwin-v0", f"--ckpt_path={RUN}/checkpoints/latest.ckpt"])
+
+
+def test_checkpointing_can_be_switched_off():
+    main([*FIT, "--trainer.enable_checkpointing=false"])
+    assert not (RUN / "checkpoints").exists()
+
+
+def test_fast_dev_run_takes_one_batch(capsys):
+    main([*FIT, "--trainer.fast_dev_run=true"])
+    assert "after 80 env steps" in capsys.readouterr().out  # one batch of warm-up, one iteration
+
+
+def run(*command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "WANDB_MODE": "disabled", "PYTHONWARNINGS": "ignore"}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def test_python_dash_m_is_the_command(tmp_path):
+    ended = run(sys.executable, "-m", "lightning_dqn", *FIT, cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert "val/return" in ended.stdout
+
+
+def test_plain_lightning_cli_works(tmp_path):
+    script = tmp_path / "train.py"
+    script.write_text(
+        "from lightning.pytorch.cli import LightningCLI\n"
+        "from lightning_dqn import DQNLightningModule, ExperienceDataModule\n"
+        "LightningCLI(DQNLightningModule, ExperienceDataModule, auto_configure_optimizers=False)\n"
+    )
+    shapes = ["--model.observation_shape=[4]", "--model.num_actions=2", "--data.env_id=CartPole-v1"]
+    ended = run(sys.executable, str(script), "fit", *SMALL, *shapes, cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert list(tmp_path.rglob("*.ckpt"))
+
+
+def test_an_error_is_one_line_and_a_failing_exit_code(tmp_path):
+    ended = run(sys.executable, "-m", "lightning_dqn", "fit", "--config=cartpole", "--data.gamma=2", cwd=tmp_path)
+    assert ended.returncode == 1
+    assert ended.stderr.strip().splitlines()[-1] == "error: data.gamma must be in [0, 1], got 2.0"
+    assert "Traceback" not in ended.stderr

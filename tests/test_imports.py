@@ -1,0 +1,93 @@
+"""Who may import whom."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "lightning_dqn"
+
+MAY_IMPORT = {
+    # know nothing of ours
+    "transition": set(),
+    "functional": set(),
+    "exploration": set(),
+    "envs": set(),
+    "memory": set(),
+    "checkpoint": set(),
+    "hparams": set(),
+    "signals": set(),
+    "watch": set(),
+    # the learner
+    "distributions": {"functional"},
+    "targets": {"distributions", "transition"},
+    "heads": {"distributions", "functional"},
+    "networks": {"distributions", "heads"},
+    "metrics": {"functional"},
+    "module": {"heads", "hparams", "metrics", "networks", "targets", "transition"},
+    # the data
+    "replay": {"memory", "transition"},
+    "datamodule": {"envs", "hparams", "replay"},
+    # where they meet
+    "collector": {"checkpoint", "datamodule", "exploration", "transition"},
+    "cli": {"collector", "datamodule", "module", "signals", "watch"},
+}
+AT_RUN_TIME = {"module": {"collector", "signals"}}
+
+
+def imports_of_ours(path: Path) -> dict[str, set[str]]:
+    """Names of our modules that a file imports, at its top and inside functions."""
+    tree = ast.parse(path.read_text())
+    found: dict[str, set[str]] = {"top": set(), "inside": set()}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lightning_dqn"):
+            where = "top" if node in tree.body else "inside"
+            found[where].add((node.module or "").removeprefix("lightning_dqn").lstrip("."))
+        elif isinstance(node, ast.Import):
+            assert not any(alias.name.startswith("lightning_dqn") for alias in node.names), "import from, by name"
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.glob("*.py")), ids=lambda path: path.stem)
+def test_a_room_imports_only_what_it_may(path):
+    if path.stem in ("__init__", "__main__"):
+        return
+    found = imports_of_ours(path)
+    assert found["top"] <= MAY_IMPORT[path.stem]
+    assert found["inside"] <= AT_RUN_TIME.get(path.stem, set())
+
+
+def test_learner_and_data_never_import_each_other():
+    learner = {"distributions", "targets", "heads", "networks", "metrics", "module"}
+    data = {"replay", "datamodule", "envs", "memory"}
+    assert not any(MAY_IMPORT[room] & data for room in learner)
+    assert not any(MAY_IMPORT[room] & learner for room in data)
+
+
+def test_functional_imports_torch_alone():
+    tree = ast.parse((PACKAGE / "functional.py").read_text())
+    modules = {node.module for node in tree.body if isinstance(node, ast.ImportFrom)}
+    modules |= {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
+    assert {module.split(".")[0] for module in modules if module} <= {"__future__", "torch"}
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.glob("*.py")), ids=lambda path: path.stem)
+def test_nothing_unpickles(path):
+    source = path.read_text()
+    for unsafe in ("import pickle", "cloudpickle", "allow_pickle=True", "weights_only=False"):
+        assert unsafe not in source
+
+
+def test_every_room_has_a_test_of_its_name():
+    rooms = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__", "__main__"}
+    tests = {path.stem.removeprefix("test_") for path in Path(__file__).parent.glob("test_*.py")}
+    assert rooms <= tests
+
+
+def test_every_public_name_can_be_imported_from_the_package():
+    import lightning_dqn
+
+    tree = ast.parse((PACKAGE / "__init__.py").read_text())
+    names = [alias.asname for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names]
+    assert names
+    assert all(hasattr(lightning_dqn, name) for name in names)
