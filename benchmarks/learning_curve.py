@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 
+Curve = NDArray[np.float64]
 
-def train(
-    config: str, seed: int, folder: Path, more: list[str]
-) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
+
+def train(config: str, seed: int, folder: Path, more: list[str]) -> tuple[Curve, Curve, float]:
     """Runs one seed.
 
     Returns:

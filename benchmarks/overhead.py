@@ -1,8 +1,8 @@
 """What the Trainer costs: ``Trainer.fit`` against a hand-written loop over the same buffer, network and environments.
 
 Both take the same environment steps and gradient steps (counted and compared) with the same pieces of this package;
-only the loop around them differs. ``Trainer.fit`` runs with progress bar, CSV logger and checkpoints on, and its
-set-up is part of its time. Runs are interleaved, and the ratio of each pair is taken before the median.
+only the loop around them differs. ``Trainer.fit`` runs with the command line's progress bar, CSV logger and checkpoints
+on, and its set-up is part of its time. Runs are interleaved, and the ratio of each pair is taken before the median.
 
     python benchmarks/overhead.py
     python benchmarks/overhead.py --gradient-steps 1 --repetitions 7
@@ -30,6 +30,7 @@ from torch.nn import functional as F
 
 from lightning_dqn import DQNLightningModule, EpsilonGreedy, ExperienceDataModule, LinearSchedule, MLPTorso
 from lightning_dqn.datamodule import RandomStream
+from lightning_dqn.watch import ProgressBar
 
 EXPLORER = EpsilonGreedy(LinearSchedule(1.0, 0.05, decay_steps=10_000))
 
@@ -68,7 +69,7 @@ def run_trainer(options: argparse.Namespace) -> tuple[float, int, int]:
             accelerator="cpu",
             max_epochs=options.epochs,
             logger=CSVLogger(folder),
-            callbacks=[ModelCheckpoint(filename="latest", save_on_train_epoch_end=True)],
+            callbacks=[ProgressBar(), ModelCheckpoint(filename="latest", save_on_train_epoch_end=True)],
             limit_val_batches=0,
         )
         start = time.perf_counter()
@@ -98,24 +99,14 @@ def run_loop(options: argparse.Namespace) -> tuple[float, int, int]:
                 q_values = online(torch.from_numpy(observation)).q_values.numpy()
             action = EXPLORER(q_values, env_steps, 0, explore_rng)
         step = envs.step(action)
-        data.buffer.add(
-            data.accumulator.add(
-                observation,
-                action,
-                step.reward,
-                step.terminated,
-                step.truncated,
-                step.next_observation,
-                step.valid,
-            )
-        )
+        data.buffer.add(data.accumulator.add(observation, action, *step.outcome))
         observation = step.observation
         env_steps += int(step.valid.sum())
         while data.learning_starts + iterations * data.train_frequency <= env_steps and env_steps < total:
             iterations += 1
             batch = data.buffer.sample(data.gradient_steps, data.batch_size, replay_rng)
-            for minibatch in batch.unbind():
-                state, chosen, reward, discount, following = minibatch.transition
+            for k in range(data.gradient_steps):
+                state, chosen, reward, discount, following = (values[k] for values in batch.transition)
                 with torch.no_grad():
                     greedy = online(following).q_values.argmax(1, keepdim=True)
                     returns = reward + discount * target(following).q_values.gather(1, greedy).squeeze(1)

@@ -11,6 +11,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ProgressBar as BaseProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
@@ -18,7 +19,7 @@ from lightning_dqn.collector import ExperienceCollector
 from lightning_dqn.datamodule import ExperienceDataModule
 from lightning_dqn.module import DQNLightningModule
 from lightning_dqn.signals import GracefulInterrupt
-from lightning_dqn.watch import WandbLogger
+from lightning_dqn.watch import ProgressBar, WandbLogger
 
 _INTERRUPTED = 130
 _NAMED_FIELD = re.compile(r"(data|model|trainer|collect|ckpt_path|config)\b")
@@ -89,6 +90,9 @@ class DQNCLI(LightningCLI):
             )
         if config.get("enable_checkpointing") is False or config.get("fast_dev_run"):
             callbacks = [callback for callback in callbacks if not isinstance(callback, ModelCheckpoint)]
+        bars = [c for c in config.get("callbacks") or [] if isinstance(c, BaseProgressBar)]
+        if not bars and config.get("enable_progress_bar") is not False:
+            callbacks = [*callbacks, ProgressBar()]
         return super()._instantiate_trainer(config, [*callbacks, GracefulInterrupt()])
 
     def after_fit(self) -> None:

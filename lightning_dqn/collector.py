@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from lightning_dqn.checkpoint import SnapshotError, load_snapshot, prune_snapshots, save_snapshot
 from lightning_dqn.datamodule import ExperienceDataModule, RandomStream
+from lightning_dqn.envs import VectorStep
 from lightning_dqn.exploration import EpsilonGreedy, Explorer
 from lightning_dqn.transition import ReplayBatch
 
@@ -97,13 +98,8 @@ class ExperienceCollector(Callback):
         data.buffer.update_priorities(batch.index, torch.stack(outputs["td_error"]))
         self.iterations += 1
         due = self._updates_from + self.iterations * data.train_frequency
-
-        def explore(observation: NDArray[Any]) -> NDArray[np.int64]:
-            q_values = pl_module(torch.from_numpy(observation).to(pl_module.device)).float().cpu().numpy()
-            return self.explorer(q_values, data.env_steps, self.episodes, self.rng)
-
         with torch.no_grad(), trainer.precision_plugin.forward_context():
-            self._collect(data, due, explore)
+            self._collect(data, due, lambda observation: self._explore(observation, data, pl_module))
         if trainer._logger_connector.should_update_logs:
             self._log(data, pl_module)
 
@@ -158,7 +154,7 @@ class ExperienceCollector(Callback):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Reads the replay that belongs to the checkpoint; without it, experience is collected anew, with a warning."""
-        if trainer.state.fn != "fit":
+        if trainer.state.fn != "fit" or self._data(trainer) is None:
             return
         replay = checkpoint.get("replay")
         if replay is None:
@@ -187,28 +183,26 @@ class ExperienceCollector(Callback):
         rank_zero_info(f"Resumed at {data.env_steps:,} environment steps with {len(data.buffer):,} transitions.")
 
     def _collect(self, data: ExperienceDataModule, until: int, policy: Any) -> None:
-        envs = self._envs
         while data.env_steps < until:
             action = policy(self._observation)
-            step = envs.step(action)
-            data.buffer.add(
-                data.accumulator.add(
-                    self._observation,
-                    action,
-                    step.reward,
-                    step.terminated,
-                    step.truncated,
-                    step.next_observation,
-                    step.valid,
-                )
-            )
+            step = self._envs.step(action)
+            data.buffer.add(data.accumulator.add(self._observation, action, *step.outcome))
             self._observation = step.observation
             data.env_steps += int(step.valid.sum())
-            done = step.done
-            if done.any():
-                self.episodes += int(done.sum())
-                finished = zip(step.episode_return[done].tolist(), step.episode_length[done].tolist(), strict=True)
-                self._recent.extend(finished)
+            self._note_ends(step)
+
+    def _explore(
+        self, observation: NDArray[Any], data: ExperienceDataModule, pl_module: LightningModule
+    ) -> NDArray[np.int64]:
+        q_values: torch.Tensor = pl_module(torch.from_numpy(observation).to(pl_module.device))
+        return self.explorer(q_values.cpu().numpy(), data.env_steps, self.episodes, self.rng)
+
+    def _note_ends(self, step: VectorStep) -> None:
+        done = step.done
+        if done.any():
+            self.episodes += int(done.sum())
+            finished = zip(step.episode_return[done].tolist(), step.episode_length[done].tolist(), strict=True)
+            self._recent.extend(finished)
 
     def _random(self, observation: NDArray[Any]) -> NDArray[np.int64]:
         return self.rng.integers(self._envs.num_actions, size=len(observation))

@@ -41,11 +41,14 @@ def resolve_env(env_id: EnvSource) -> EnvSpec | Callable[..., Any]:
     """
     if not isinstance(env_id, str):
         return env_id
+    registering_module, _, registered_id = env_id.rpartition(":")
     try:
-        return gym.spec(env_id)
+        if registering_module:
+            import_module(registering_module)
+        return gym.spec(registered_id)
     except (gym.error.Error, ImportError) as unregistered:
         module, _, name = env_id.rpartition(".")
-        if not module or ":" in env_id:
+        if not module or registering_module:
             raise ValueError(f"data.env_id: {unregistered}") from unregistered
         try:
             factory = getattr(import_module(module), name)
@@ -179,6 +182,11 @@ class VectorStep(NamedTuple):
     episode_length: NDArray[np.int64]
 
     @property
+    def outcome(self) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
+        """What replay needs to know: reward, terminated, truncated, next observation, valid."""
+        return self.reward, self.terminated, self.truncated, self.next_observation, self.valid
+
+    @property
     def done(self) -> NDArray[np.bool_]:
         """The episode ended here, one way or the other, ``[N]``."""
         return self.terminated | self.truncated
@@ -195,7 +203,8 @@ class SeededEnvs:
     Args:
         envs: What to step.
         seeds: Where the seed of each new episode comes from.
-        max_episode_steps: Cuts longer episodes off (a truncation); ``None`` leaves that to the environment.
+        max_episode_steps: Cuts longer episodes off (a truncation); ``None`` leaves that to the environment, as does an
+            environment that cannot be reset alone.
     """
 
     def __init__(
@@ -204,7 +213,6 @@ class SeededEnvs:
         self.envs = envs
         self.num_envs = envs.num_envs
         self.seeds = seeds
-        self.max_episode_steps = max_episode_steps
         space = envs.single_action_space
         assert isinstance(space, spaces.Discrete)  # check_spaces has seen to it
         self.num_actions = int(space.n)
@@ -214,10 +222,12 @@ class SeededEnvs:
         if self._is_native:
             _refuse_same_step(envs)
         self.resets_alone = not self._is_native or _resets_alone(envs)
+        # an episode can only be cut off by those who can then start the next one
+        self.max_episode_steps = max_episode_steps if max_episode_steps and self.resets_alone else np.inf
         self.episode_seed = np.zeros(self.num_envs, np.int64)
         self.episode_return = np.zeros(self.num_envs)
         self.episode_length = np.zeros(self.num_envs, np.int64)
-        self._ended = np.zeros(self.num_envs, np.bool_)
+        self._resets_next = np.zeros(self.num_envs, np.bool_)
 
     def reset(self) -> NDArray[Any]:
         """Starts a new episode in every environment; returns the first observations, ``[N, *O]``."""
@@ -227,8 +237,8 @@ class SeededEnvs:
         self.episode_seed[:] = seeds
         self.episode_return[:] = 0
         self.episode_length[:] = 0
-        self._ended[:] = False
-        return observation  # type: ignore[no-any-return]
+        self._resets_next[:] = False
+        return self._own(observation)
 
     def step(self, action: NDArray[np.int64]) -> VectorStep:
         """Takes one step in every environment and starts a new episode where one ended.
@@ -240,47 +250,38 @@ class SeededEnvs:
             ValueError: If an environment returns a reward or observation that is NaN or infinite.
         """
         following, reward, terminated, truncated, _ = self.envs.step(action + self._first_action)
-        if self._is_native:
-            following = following.copy()  # it may be the environment's own array, which the next reset overwrites
-        valid = ~self._ended
+        following = self._own(following)
+        valid = ~self._resets_next
         self.episode_return += reward * valid
         self.episode_length += valid
         self._check_finite(following, reward)
-        if self.max_episode_steps is not None:
-            truncated = truncated | (self.episode_length >= self.max_episode_steps)
         # both flags at once mean a terminal state that was also the last allowed step: there is nothing to bootstrap
-        step = VectorStep(
-            following,
-            np.asarray(reward, np.float64),
-            terminated,
-            truncated & ~terminated,
-            following,
-            valid,
-            self.episode_return.copy(),
-            self.episode_length.copy(),
-        )
-        done = step.done
-        if not done.any():
-            self._ended[:] = False
-            return step
-        self.episode_return[done] = 0
-        self.episode_length[done] = 0
-        if self.resets_alone:
-            return step._replace(observation=self._reset_alone(done))
-        self._ended = done
-        return step
+        truncated = (truncated | (self.episode_length >= self.max_episode_steps)) & ~terminated
+        totals = self.episode_return.copy(), self.episode_length.copy()
+        done = terminated | truncated
+        observation = self._start_episodes(done, following) if done.any() else following
+        self._resets_next = done & (not self.resets_alone)
+        return VectorStep(following, np.asarray(reward, np.float64), terminated, truncated, observation, valid, *totals)
 
     def close(self) -> None:
         """Closes the environments and ends their processes."""
         self.envs.close()
 
-    def _reset_alone(self, done: NDArray[np.bool_]) -> NDArray[Any]:
+    def _start_episodes(self, done: NDArray[np.bool_], following: NDArray[Any]) -> NDArray[Any]:
+        self.episode_return[done] = 0
+        self.episode_length[done] = 0
+        if not self.resets_alone:
+            return following
         seeds: list[int | None] = [None] * self.num_envs
         for i in np.flatnonzero(done):
             self.episode_seed[i] = seeds[i] = next(self.seeds)
         # gymnasium pops the mask from the dictionary it is given, hence a new one every time
         observation, _ = self.envs.reset(seed=seeds, options={"reset_mask": done.copy()})  # type: ignore[arg-type]
-        return observation  # type: ignore[no-any-return]
+        return self._own(observation)
+
+    def _own(self, observation: NDArray[Any]) -> NDArray[Any]:
+        # a native environment may hand out the array it works on, and write over it at the next step or reset
+        return observation.copy() if self._is_native else observation
 
     def _check_finite(self, observation: NDArray[Any], reward: NDArray[np.float64]) -> None:
         if np.isfinite(reward).all() and not (self._may_be_infinite and not np.isfinite(observation).all()):
@@ -306,20 +307,22 @@ def _refuse_same_step(envs: VectorEnv[Any, Any, Any]) -> None:
 
 def _resets_alone(envs: VectorEnv[Any, Any, Any]) -> bool:
     """Whether a masked reset of the first environment leaves the others as they are, found out by trying."""
-    if envs.num_envs == 1:
-        return False
     mask = np.zeros(envs.num_envs, np.bool_)
     mask[0] = True
     seeds: list[int | None] = [1] + [None] * (envs.num_envs - 1)
+    rng = np.random.default_rng(0)
+    space = envs.single_action_space
+    assert isinstance(space, spaces.Discrete)
     try:
-        envs.reset(seed=0)
-        # some steps first, or environments that always start alike would look untouched by a reset of all
-        for _ in range(4):
-            before, *_ = envs.step(np.full(envs.num_envs, envs.single_action_space.start))  # type: ignore[attr-defined]
-        after, _ = envs.reset(seed=seeds, options={"reset_mask": mask})  # type: ignore[arg-type]
+        first = envs.reset(seed=0)[0].copy()
+        for _ in range(100):
+            before = envs.step(space.start + rng.integers(space.n, size=envs.num_envs))[0].copy()
+            if (before[1:] != first[1:]).any():  # only one that has left its start shows whether it was sent back
+                after, _ = envs.reset(seed=seeds, options={"reset_mask": mask})  # type: ignore[arg-type]
+                return bool((before[1:] == after[1:]).all())
     except Exception:
         return False
-    return bool((before[1:] == after[1:]).all())
+    return False
 
 
 class PlayedEpisodes(NamedTuple):

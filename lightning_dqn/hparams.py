@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+import numpy as np
 from lightning.pytorch.core.mixins import HyperparametersMixin
 
 _INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"
@@ -54,7 +55,9 @@ def describe(value: object) -> Any:
     Raises:
         TypeError: If it is none of these.
     """
-    if value is None or isinstance(value, bool | int | float | str):
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or type(value) in (bool, int, float, str):  # subclasses, as of an enum, would be pickled
         return value
     if isinstance(value, Mapping):
         return {str(key): describe(item) for key, item in value.items()}
@@ -65,10 +68,21 @@ def describe(value: object) -> Any:
     if isinstance(value, type):
         return {"class_path": _dotted_path(value)}
     if isinstance(value, partial):
-        if value.args:
+        factory, positional = value.func, value.args
+        if factory.__module__.startswith("jsonargparse.") and positional:  # as load_from_checkpoint hands them over
+            factory, positional = positional[-1], ()
+        if positional:
             raise TypeError(f"{value} has positional arguments, which cannot be told by name")
-        return {"class_path": _dotted_path(value.func), "init_args": describe(value.keywords)}
-    arguments = [p.name for p in inspect.signature(type(value)).parameters.values() if p.kind != p.VAR_KEYWORD]
+        return {"class_path": _dotted_path(factory), "init_args": describe(value.keywords)}
+    if not hasattr(value, "__dict__"):
+        raise TypeError(f"{value!r} is no plain value")
+    try:
+        parameters = inspect.signature(type(value)).parameters.values()
+    except ValueError as unknown:
+        raise TypeError(f"{type(value).__qualname__} does not say what its arguments are") from unknown
+    if any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters):
+        raise TypeError(f"{type(value).__qualname__} takes arguments without names")
+    arguments = [p.name for p in parameters]
     missing = [name for name in arguments if not hasattr(value, name)]
     if missing:
         raise TypeError(f"{type(value).__qualname__} does not keep its argument {missing[0]!r} as an attribute")

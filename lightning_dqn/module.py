@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
@@ -23,14 +24,14 @@ from lightning_dqn.hparams import save_plain_hyperparameters
 from lightning_dqn.metrics import EpisodeMetrics
 from lightning_dqn.networks import HeadFactory, MLPTorso, QNetwork, TorsoFactory
 from lightning_dqn.targets import DoubleQLearning, TargetRule
-from lightning_dqn.transition import ReplayBatch
+from lightning_dqn.transition import ReplayBatch, Transition
 
 
 @dataclass
 class _Iteration:
-    """The minibatches of one Lightning batch, and what became of those already learned from."""
+    """Which of the ``K`` minibatches of a Lightning batch is next, and what became of those already learned from."""
 
-    minibatches: list[ReplayBatch] = field(default_factory=list)
+    num_updates: int = 0
     update: int = 0
     losses: list[Tensor] = field(default_factory=list)
     td_errors: list[Tensor] = field(default_factory=list)
@@ -128,7 +129,11 @@ class DQNLightningModule(LightningModule):
         if self.lr_scheduler_factory is None:
             return optimizer
         scheduler = self.lr_scheduler_factory(optimizer)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        monitor = getattr(scheduler, "monitor", None)  # as of lightning.pytorch.cli.ReduceLROnPlateau
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step", "monitor": monitor},
+        }
 
     def configure_callbacks(self) -> list[Callback]:
         """An :class:`~lightning_dqn.collector.ExperienceCollector`, unless the Trainer was given one."""
@@ -151,7 +156,11 @@ class DQNLightningModule(LightningModule):
         if stage != "fit":
             return
         trainer = self.trainer
-        if trainer.accumulate_grad_batches != 1:
+        scheduled = any(
+            isinstance(callback, GradientAccumulationScheduler) and callback.going_to_accumulate_grad_batches()
+            for callback in trainer.callbacks  # type: ignore[attr-defined]
+        )
+        if trainer.accumulate_grad_batches != 1 or scheduled:
             raise ValueError(
                 "trainer.accumulate_grad_batches must be 1: a batch already holds the minibatches of "
                 "data.gradient_steps updates; choose a larger data.batch_size instead"
@@ -161,19 +170,18 @@ class DQNLightningModule(LightningModule):
                 f"trainer.strategy: {type(trainer.strategy).__name__} is not supported; a Q-network is small and "
                 "acting would gather its shards at every step. Use one device or ddp"
             )
-        if str(trainer.precision) in ("16-true", "bf16-true"):
+        if str(trainer.precision) not in ("32-true", "bf16-mixed", "16-mixed"):
             raise ValueError(
-                f"trainer.precision: {trainer.precision} rounds rewards and targets; use 32-true, bf16-mixed or "
-                "16-mixed"
+                f"trainer.precision: {trainer.precision} casts rewards and targets; use 32-true, bf16-mixed or 16-mixed"
             )
 
-    def on_fit_start(self) -> None:
-        """Forgets where the weights were: moving to a device may have put new ones in their place."""
-        self._weights = None
+    def _apply(self, *args: Any, **kwargs: Any) -> Self:
+        self._weights = None  # moving to a device or another dtype may put new tensors in the place of the old
+        return super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call,no-any-return]
 
     def on_train_batch_start(self, batch: ReplayBatch, batch_idx: int) -> None:
-        """Splits the batch into its minibatches."""
-        self._iteration = _Iteration(batch.unbind())
+        """Begins with the first minibatch."""
+        self._iteration = _Iteration(num_updates=len(batch.weight))
 
     def training_step(self, batch: ReplayBatch, batch_idx: int) -> dict[str, Any]:
         """Loss of the next minibatch of the batch.
@@ -182,13 +190,13 @@ class DQNLightningModule(LightningModule):
             ``loss``, and ``td_error``: the unweighted TD errors of the minibatches so far, each ``[B]``.
         """
         iteration, k = self._iteration, self._iteration.update
-        transition, _, weight = iteration.minibatches[k]
+        transition = Transition(*(values[k] for values in batch.transition))
         prediction = self.online(transition.observation).at(transition.action)
         # slices, not append(): an optimizer such as LBFGS runs the closure of one update several times
         with torch.no_grad():
             target = self.target_rule(transition, self.online, self.target)
             iteration.td_errors[k:] = [prediction.td_error(target)]
-        loss = (weight * prediction.loss(target)).mean()
+        loss = (batch.weight[k] * prediction.loss(target)).mean()
         iteration.losses[k:] = [loss.detach()]
         iteration.q_values[k:] = [prediction.q_values.detach()]
         return {"loss": loss, "td_error": iteration.td_errors}
@@ -204,7 +212,7 @@ class DQNLightningModule(LightningModule):
 
         The Trainer's per-batch work is so paid once for ``K`` updates, while clipping and precision see every one.
         """
-        for k in range(len(self._iteration.minibatches)):
+        for k in range(self._iteration.num_updates):
             self._iteration.update = k
             optimizer.step(closure=optimizer_closure)
             self.gradient_steps += 1

@@ -43,7 +43,7 @@ class MLPTorso(Torso):
 
     def forward(self, observation: Tensor) -> Tensor:
         """Features, ``[B, num_features]``."""
-        features: Tensor = self.layers(observation.float())
+        features: Tensor = self.layers(observation.float().unsqueeze(-1))
         return features
 
 

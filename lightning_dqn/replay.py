@@ -41,7 +41,8 @@ class NStepAccumulator:
     def __init__(self, num_envs: int, n_step: int, gamma: float) -> None:
         self.n_step = n_step
         self._powers = gamma ** np.arange(n_step + 1)
-        self._slot = 0
+        self._env = np.arange(num_envs)
+        self._slot = np.zeros(num_envs, np.int64)  # where the next window of each environment goes
         self._age = np.zeros((n_step, num_envs), np.int64)  # rewards in each window; 0: the slot is free
         self._reward = np.zeros((n_step, num_envs))
         self._action = np.zeros((n_step, num_envs), np.int64)
@@ -77,29 +78,25 @@ class NStepAccumulator:
             return step if valid.all() else Transition(*(field[valid] for field in step))
         if self._observation is None:
             self._observation = np.empty((self.n_step, *observation.shape), observation.dtype)
-        self._observation[self._slot] = observation
-        self._action[self._slot] = action
-        self._reward[self._slot] = 0.0
+        env, slot = self._env[valid], self._slot[valid]
+        self._observation[slot, env] = observation[valid]
+        self._action[slot, env] = action[valid]
+        self._reward[slot, env] = 0.0
         opened = self._age > 0
-        opened[self._slot] = True
+        opened[slot, env] = True
         opened &= valid
-        self._reward += np.where(opened, self._powers[self._age], 0.0) * np.where(valid, reward, 0.0)
+        self._reward += np.where(opened, self._powers[self._age] * reward, 0.0)
         self._age += opened
         closes = opened & ((self._age == self.n_step) | terminated | truncated)
-        self._slot = (self._slot + 1) % self.n_step
+        self._slot[env] = (slot + 1) % self.n_step
         # in the order in which the windows started: the slot to be overwritten next holds the oldest
-        order = (self._slot + np.arange(self.n_step)) % self.n_step
-        row, env = np.nonzero(closes[order])
-        slot = order[row]
+        order = (self._slot + np.arange(self.n_step)[:, None]) % self.n_step
+        row, env = np.nonzero(closes[order, self._env])
+        slot = order[row, env]
         discount = np.where(terminated[env], 0.0, self._powers[self._age[slot, env]])
         self._age[slot, env] = 0
-        return Transition(
-            self._observation[slot, env],
-            self._action[slot, env],
-            self._reward[slot, env],
-            discount,
-            next_observation[env],
-        )
+        started = self._observation[slot, env], self._action[slot, env]
+        return Transition(*started, self._reward[slot, env], discount, next_observation[env])
 
     def clear(self) -> None:
         """Forgets the open windows, as when an episode is abandoned."""

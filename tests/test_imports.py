@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "replay": {"memory", "transition"},
     "datamodule": {"envs", "hparams", "replay"},
     # where they meet
-    "collector": {"checkpoint", "datamodule", "exploration", "transition"},
+    "collector": {"checkpoint", "datamodule", "envs", "exploration", "transition"},
     "cli": {"collector", "datamodule", "module", "signals", "watch"},
 }
 AT_RUN_TIME = {"module": {"collector", "signals"}}
