@@ -18,7 +18,6 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from lightning_dqn.collector import ExperienceCollector
 from lightning_dqn.datamodule import ExperienceDataModule
 from lightning_dqn.module import DQNLightningModule
-from lightning_dqn.signals import GracefulInterrupt
 from lightning_dqn.watch import ProgressBar, WandbLogger
 
 _INTERRUPTED = 130
@@ -93,7 +92,7 @@ class DQNCLI(LightningCLI):
         bars = [c for c in config.get("callbacks") or [] if isinstance(c, BaseProgressBar)]
         if not bars and config.get("enable_progress_bar") is not False:
             callbacks = [*callbacks, ProgressBar()]
-        return super()._instantiate_trainer(config, [*callbacks, GracefulInterrupt()])
+        return super()._instantiate_trainer(config, callbacks)
 
     def after_fit(self) -> None:
         """Says the score and where the files are."""

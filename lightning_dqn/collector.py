@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections import deque
 from pathlib import Path
@@ -144,8 +145,10 @@ class ExperienceCollector(Callback):
         home = Path(next((path for path in directories if path), trainer.default_root_dir))
         name = Path("replay") / str(data.env_steps) / f"rank{trainer.global_rank}"
         states = {key: generator.bit_generator.state for key, generator in self._rngs(data).items()}
-        save_snapshot(home / name, data.buffer.state_arrays(), {"rngs": states})
         step = name.parent.name
+        if step not in self._snapshots:  # what stands there under this name is another run's
+            shutil.rmtree(home / name, ignore_errors=True)
+        save_snapshot(home / name, data.buffer.state_arrays(), {"rngs": states})
         # the one before stays: until this checkpoint is written, the last one still refers to it
         self._snapshots = [*(other for other in self._snapshots if other != step), step][-2:]
         if trainer.is_global_zero:

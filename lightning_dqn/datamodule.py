@@ -6,11 +6,11 @@ import math
 import os
 from collections.abc import Sequence
 from enum import IntEnum
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from gymnasium import spaces
-from gymnasium.vector import VectorEnv
+from gymnasium.vector import AsyncVectorEnv, VectorEnv
 from lightning.pytorch import LightningDataModule
 
 from lightning_dqn.envs import (
@@ -113,8 +113,11 @@ class ExperienceDataModule(LightningDataModule):
         for name, value in positive.items():
             if value < 1:
                 raise ValueError(f"data.{name} must be at least 1, got {value}")
-        if learning_starts < 0:
-            raise ValueError(f"data.learning_starts must not be negative, got {learning_starts}")
+        for name, value in {"learning_starts": learning_starts, "eval_seed": eval_seed, "seed": seed or 0}.items():
+            if value < 0:
+                raise ValueError(f"data.{name} must not be negative, got {value}")
+        if vectorization not in get_args(Vectorization):
+            raise ValueError(f"data.vectorization must be one of {get_args(Vectorization)}, got {vectorization!r}")
         if not 0 <= gamma <= 1:
             raise ValueError(f"data.gamma must be in [0, 1], got {gamma}")
         self.buffer = ReplayBuffer() if buffer is None else buffer
@@ -258,12 +261,19 @@ class ExperienceDataModule(LightningDataModule):
 
     def on_exception(self, exception: BaseException) -> None:
         """Closes the environments: after an exception the Trainer does not call :meth:`teardown`."""
-        self.close()
+        # a worker that died or hangs would not answer, and an orderly end would wait for it
+        self.close(terminate=True)
 
-    def close(self) -> None:
-        """Closes training and evaluation environments; the replay stays."""
-        for envs in (self.envs, self._evaluation_envs):
-            if envs is not None:
+    def close(self, terminate: bool = False) -> None:
+        """Closes training and evaluation environments; the replay stays.
+
+        Args:
+            terminate: Ends environment processes without asking them first.
+        """
+        for envs in (self.envs.envs if self.envs is not None else None, self._evaluation_envs):
+            if isinstance(envs, AsyncVectorEnv):
+                envs.close(terminate=terminate)
+            elif envs is not None:
                 envs.close()
         self.envs = self._evaluation_envs = None
 

@@ -6,6 +6,8 @@ Shapes: ``N`` environments, ``O`` the observation shape.
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib import import_module
@@ -128,7 +130,15 @@ def make_envs(
         return SyncVectorEnv([make] * num_envs, autoreset_mode=AutoresetMode.DISABLED)
     # by now torch has threads, and a process forked from one with threads can hang
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-    return AsyncVectorEnv([make] * num_envs, context=method, autoreset_mode=AutoresetMode.DISABLED)
+    in_worker = partial(_make_in_worker, make, os.getpid())
+    return AsyncVectorEnv([in_worker] * num_envs, context=method, autoreset_mode=AutoresetMode.DISABLED)
+
+
+def _make_in_worker(make: Callable[[], gym.Env[Any, Any]], trainer_pid: int) -> gym.Env[Any, Any]:
+    # Ctrl-C in a terminal goes to every process; when to stop is for the one that trains to decide
+    if os.getpid() != trainer_pid:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return make()
 
 
 def _make_native(

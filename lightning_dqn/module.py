@@ -24,6 +24,7 @@ from lightning_dqn.hparams import save_plain_hyperparameters
 from lightning_dqn.metrics import EpisodeMetrics
 from lightning_dqn.networks import HeadFactory, MLPTorso, QNetwork, TorsoFactory
 from lightning_dqn.targets import DoubleQLearning, TargetRule
+from lightning_dqn.threads import limit_threads, restore_threads
 from lightning_dqn.transition import ReplayBatch, Transition
 
 
@@ -136,13 +137,14 @@ class DQNLightningModule(LightningModule):
         }
 
     def configure_callbacks(self) -> list[Callback]:
-        """An :class:`~lightning_dqn.collector.ExperienceCollector`, unless the Trainer was given one."""
-        from lightning_dqn.collector import ExperienceCollector  # the learner side knows no data side until it runs
+        """The collector, and a Ctrl-C that saves: whichever of the two the Trainer was not given."""
+        # the learner side knows no data side until it runs
+        from lightning_dqn.collector import ExperienceCollector
+        from lightning_dqn.signals import GracefulInterrupt
 
-        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
-        return (
-            [] if any(isinstance(callback, ExperienceCollector) for callback in callbacks) else [ExperienceCollector()]
-        )
+        given: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        wanted = (ExperienceCollector, GracefulInterrupt)
+        return [kind() for kind in wanted if not any(isinstance(callback, kind) for callback in given)]
 
     def setup(self, stage: str) -> None:
         """Refuses Trainer settings under which the updates would not be what they seem.
@@ -174,6 +176,14 @@ class DQNLightningModule(LightningModule):
             raise ValueError(
                 f"trainer.precision: {trainer.precision} casts rewards and targets; use 32-true, bf16-mixed or 16-mixed"
             )
+
+    def on_fit_start(self) -> None:
+        """Takes no more CPU threads than the network is worth."""
+        self._threads = limit_threads(self.online)
+
+    def on_fit_end(self) -> None:
+        """Gives the threads back."""
+        restore_threads(self._threads)
 
     def _apply(self, *args: Any, **kwargs: Any) -> Self:
         self._weights = None  # moving to a device or another dtype may put new tensors in the place of the old

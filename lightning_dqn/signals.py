@@ -27,6 +27,7 @@ class GracefulInterrupt(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts listening; only a main thread can."""
+        self.interrupted = False
         if threading.current_thread() is not threading.main_thread():
             return
 

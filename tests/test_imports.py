@@ -17,6 +17,7 @@ MAY_IMPORT = {
     "checkpoint": set(),
     "hparams": set(),
     "signals": set(),
+    "threads": set(),
     "watch": set(),
     # the learner
     "distributions": {"functional"},
@@ -24,13 +25,13 @@ MAY_IMPORT = {
     "heads": {"distributions", "functional"},
     "networks": {"distributions", "heads"},
     "metrics": {"functional"},
-    "module": {"heads", "hparams", "metrics", "networks", "targets", "transition"},
+    "module": {"heads", "hparams", "metrics", "networks", "targets", "threads", "transition"},
     # the data
     "replay": {"memory", "transition"},
     "datamodule": {"envs", "hparams", "replay"},
     # where they meet
     "collector": {"checkpoint", "datamodule", "envs", "exploration", "transition"},
-    "cli": {"collector", "datamodule", "module", "signals", "watch"},
+    "cli": {"collector", "datamodule", "module", "watch"},
 }
 AT_RUN_TIME = {"module": {"collector", "signals"}}
 

@@ -1,0 +1,73 @@
+"""What the tests share: small trainers and networks, and a process left as it was found."""
+
+import multiprocessing
+import os
+import signal
+from functools import partial
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+
+from lightning_dqn import DQNLightningModule, MLPTorso
+
+torch.set_num_threads(1)
+if "forkserver" in multiprocessing.get_all_start_methods():
+    # imported once in the server, not in every worker that it forks
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["lightning_dqn"])
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@pytest.fixture(autouse=True)
+def _process_left_as_it_was():
+    variables, handlers = dict(os.environ), [signal.getsignal(number) for number in _SIGNALS]
+    yield
+    for number, handler in zip(_SIGNALS, handlers, strict=True):
+        signal.signal(number, handler)
+    for name in os.environ.keys() - variables.keys():
+        del os.environ[name]
+    for name, value in variables.items():
+        if os.environ.get(name) != value:
+            os.environ[name] = value
+
+
+@pytest.fixture
+def make_trainer(tmp_path):
+    """Makes a quiet Trainer on the CPU that writes nothing unless told to."""
+
+    def make(**kwargs):
+        defaults = {
+            "accelerator": "cpu",
+            "devices": 1,
+            "max_epochs": 1,
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "num_sanity_val_steps": 0,
+            "default_root_dir": tmp_path,
+        }
+        return Trainer(**(defaults | kwargs))
+
+    return make
+
+
+@pytest.fixture
+def make_model():
+    """Makes a very small network for a data module, always with the same weights."""
+
+    def make(data, **kwargs):
+        torch.manual_seed(0)
+        return DQNLightningModule(
+            **(
+                {
+                    "observation_shape": data.observation_shape,
+                    "num_actions": data.num_actions,
+                    "torso": partial(MLPTorso, hidden_sizes=(8,)),
+                }
+                | kwargs
+            )
+        )
+
+    return make

@@ -1,0 +1,397 @@
+"""Small environments whose right answers are known, and a buffer that remembers everything.
+
+They stand in a module of their own so that the worker processes of asynchronous environments can import them.
+"""
+
+import os
+import signal
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+from lightning_dqn import ReplayBuffer, Transition
+
+CHAIN_LENGTH = 7
+CHAIN_LIMITS = (None, 4, 5, 1)
+
+
+def chain_value(t, gamma, length=CHAIN_LENGTH):
+    """The exact value of a state of the chain: rewards ``t + 1, t + 2, ... length``."""
+    return float(sum(gamma**k * (t + k + 1) for k in range(length - int(t))))
+
+
+def chain_observation(t, episode):
+    """The position, and which episode it is, in two numbers that float32 holds exactly."""
+    return np.array([t, episode >> 16, episode & 0xFFFF], np.float32)
+
+
+def chain_episode(observations):
+    """Which episode each observation ``[..., 3]`` is from."""
+    return (np.asarray(observations)[..., 1].astype(np.int64) << 16) + np.asarray(observations)[..., 2].astype(np.int64)
+
+
+def chain_limit(episode, limits=CHAIN_LIMITS):
+    """After how many steps an episode is cut off."""
+    return limits[int(episode) % len(limits)]
+
+
+class Chain(gym.Env):
+    """Walks from 0 to ``length`` whatever the action; step ``t`` is rewarded with ``t + 1``.
+
+    The end at ``length`` is terminal; before it an episode may be cut off after a number of steps that depends on its
+    seed, which is also the name of the episode. Every step taken is written to a file in ``log``.
+    """
+
+    observation_space = spaces.Box(0, 2**16, (3,), np.float32)
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, length=CHAIN_LENGTH, limits=CHAIN_LIMITS, log=None):
+        self.length, self.limits = length, limits
+        self.log = _open_log(log, self)
+
+    def reset(self, *, seed=None, options=None):
+        assert seed is not None, "every episode has a seed of its own"
+        assert options is None or "reset_mask" not in options
+        super().reset(seed=seed)
+        self.t, self.episode = 0, seed
+        return chain_observation(0, self.episode), {}
+
+    def step(self, action):
+        assert self.action_space.contains(action), action
+        _write(self.log, self.episode, self.t, action)
+        self.t += 1
+        limit = chain_limit(self.episode, self.limits)
+        truncated = limit is not None and self.t >= limit
+        return chain_observation(self.t, self.episode), float(self.t), self.t == self.length, truncated, {}
+
+    def close(self):
+        if self.log is not None:
+            self.log.close()
+
+
+class ChainVector(VectorEnv):
+    """The chain as a native vector environment that resets itself on the step after the end.
+
+    Args:
+        honours_mask: Whether it can reset some of its members alone; if not, a masked reset resets them all, silently.
+        reuse: Whether it hands out one and the same array of observations, written over at every step.
+        anonymous: Whether observations say where an environment is and nothing else.
+        mode: What it says about its resets; without them (``DISABLED``) it must not be stepped after an end.
+    """
+
+    single_observation_space = Chain.observation_space
+    single_action_space = Chain.action_space
+
+    def __init__(
+        self,
+        num_envs=4,
+        length=CHAIN_LENGTH,
+        limits=CHAIN_LIMITS,
+        log=None,
+        honours_mask=True,
+        reuse=False,
+        anonymous=False,
+        mode=AutoresetMode.NEXT_STEP,
+    ):
+        self.num_envs, self.length, self.limits = num_envs, length, limits
+        self.honours_mask, self.reuse, self.anonymous = honours_mask, reuse, anonymous
+        self.metadata = {"autoreset_mode": mode}
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self.log = _open_log(log, self)
+        self.t = np.zeros(num_envs, np.int64)
+        self.episode = np.zeros(num_envs, np.int64)
+        self.ended = np.zeros(num_envs, bool)
+        self.count = 0
+        self._observation = np.zeros((num_envs, 3), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        mask = (options or {}).get("reset_mask")
+        if mask is None or not self.honours_mask:
+            mask = np.ones(self.num_envs, bool)
+            _write(self.log, "reset")
+        for i in np.flatnonzero(mask):
+            self._start(i, seed[i] if self.honours_mask and isinstance(seed, list) else None)
+        return self._observe(), {}
+
+    def step(self, actions):
+        assert self.action_space.contains(actions), actions
+        reward = np.zeros(self.num_envs, np.float32)
+        terminated, truncated = np.zeros(self.num_envs, bool), np.zeros(self.num_envs, bool)
+        for i in range(self.num_envs):
+            if self.ended[i]:
+                assert self.metadata["autoreset_mode"] != AutoresetMode.DISABLED, "stepped after its end"
+                self._start(i, None)
+                continue
+            _write(self.log, self.episode[i], self.t[i], actions[i])
+            self.t[i] += 1
+            limit = chain_limit(self.episode[i], self.limits)
+            reward[i], terminated[i] = self.t[i], self.t[i] == self.length
+            truncated[i] = limit is not None and self.t[i] >= limit
+            self.ended[i] = terminated[i] or truncated[i]
+        return self._observe(), reward, terminated, truncated, {}
+
+    def _start(self, i, seed):
+        # an episode without a seed is named by a running number whose remainder says which environment it is in
+        self.episode[i] = self.count * self.num_envs + i if seed is None else seed
+        self.count += seed is None
+        self.t[i], self.ended[i] = 0, False
+
+    def _observe(self):
+        for i in range(self.num_envs):
+            self._observation[i] = chain_observation(self.t[i], 0 if self.anonymous else self.episode[i])
+        return self._observation if self.reuse else self._observation.copy()
+
+    def close_extras(self, **kwargs):
+        if self.log is not None:
+            self.log.close()
+
+
+def _open_log(folder, env):
+    return None if folder is None else (Path(folder) / f"{os.getpid()}-{id(env)}").open("w")
+
+
+def _write(log, *values):
+    if log is not None:
+        log.write(" ".join(str(value) for value in values) + "\n")
+        log.flush()
+
+
+def chain_steps(folder):
+    """The steps taken since everything was reset the last time: ``(episode, t, action)``, in order in each episode."""
+    steps = []
+    for path in sorted(Path(folder).iterdir()):
+        lines = path.read_text().splitlines()
+        resets = [number for number, line in enumerate(lines) if line == "reset"]
+        steps += [tuple(map(int, line.split())) for line in lines[resets[-1] + 1 if resets else 0 :]]
+    return steps
+
+
+class Counted(Chain):
+    """A chain that counts how many of its kind were made and closed in this process."""
+
+    made = 0
+    closed = 0
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        Counted.made += 1
+
+    def close(self):
+        super().close()
+        Counted.closed += 1
+
+
+class Noise(gym.Env):
+    """Everything is random but follows from the seed and the actions: observations, rewards and both kinds of end."""
+
+    observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float32)
+    action_space = spaces.Discrete(3)
+
+    def __init__(self, ends=0.1):
+        self.ends = ends
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.np_random.normal(size=2).astype(np.float32), {}
+
+    def step(self, action):
+        observation = (self.np_random.normal(size=2) + action).astype(np.float32)
+        reward = float(self.np_random.normal()) - int(action)
+        terminated, truncated = self.np_random.random(2) < self.ends
+        return observation, reward, bool(terminated), bool(truncated), {}
+
+
+class InPlace(gym.Env):
+    """Counts its steps in one array that it hands out again and again; never ends before ``limit``."""
+
+    observation_space = spaces.Box(0, 2**31, (2,), np.float32)
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, limit=5):
+        self.limit = limit
+        self.observation = np.zeros(2, np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.observation[:] = 0, seed % 2**20
+        return self.observation, {}
+
+    def step(self, action):
+        self.observation[0] += 1
+        return self.observation, 1.0, False, self.observation[0] >= self.limit, {}
+
+
+class OffsetActions(gym.Env):
+    """Actions are -3, -2 and -1; the reward is the action itself."""
+
+    observation_space = spaces.Box(0, 1, (1,), np.float32)
+    action_space = spaces.Discrete(3, start=-3)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t = 0
+        return np.ones(1, np.float32), {}
+
+    def step(self, action):
+        assert self.action_space.contains(action), f"{action} is not in {self.action_space}"
+        self.t += 1
+        return np.ones(1, np.float32), float(action), self.t == 5, False, {}
+
+
+OBSERVATIONS = {
+    "float32": (spaces.Box(-1, 1, (2, 3), np.float32), np.full((2, 3), 0.5, np.float32)),
+    "float64": (spaces.Box(-1, 1, (2,), np.float64), np.array([0.1, 0.2])),
+    "uint8": (spaces.Box(0, 255, (4, 6, 5), np.uint8), np.arange(120, dtype=np.uint8).reshape(4, 6, 5)),
+    "int64": (spaces.Box(-9, 9, (2,), np.int64), np.array([-3, 4])),
+    "bool": (spaces.Box(0, 1, (2,), np.bool_), np.array([True, False])),
+    "discrete": (spaces.Discrete(4), np.int64(2)),
+    "discrete_from_10": (spaces.Discrete(4, start=10), np.int64(12)),
+    "multi_discrete": (spaces.MultiDiscrete([2, 3]), np.array([1, 2])),
+    "multi_binary": (spaces.MultiBinary(3), np.array([1, 0, 1], np.int8)),
+    "dict": (
+        spaces.Dict(a=spaces.Box(0, 1, (2,), np.float32), b=spaces.Discrete(3)),
+        {"a": np.array([0.25, 0.5], np.float32), "b": np.int64(1)},
+    ),
+    "tuple": (
+        spaces.Tuple([spaces.Discrete(2), spaces.Box(0, 1, (1,), np.float32)]),
+        (np.int64(1), np.array([0.75], np.float32)),
+    ),
+    "sequence": (spaces.Sequence(spaces.Discrete(2)), (0, 1)),
+}
+
+
+class Observing(gym.Env):
+    """Shows one observation of a given kind for ever; an episode is three steps."""
+
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, kind):
+        self.observation_space, self.observation = OBSERVATIONS[kind]
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t = 0
+        return self.observation, {}
+
+    def step(self, action):
+        self.t += 1
+        return self.observation, 1.0, self.t == 3, False, {}
+
+
+class ObservingVector(VectorEnv):
+    """The same as a native vector environment."""
+
+    metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}
+
+    def __init__(self, num_envs, kind):
+        self.num_envs = num_envs
+        self.single_observation_space, observation = OBSERVATIONS[kind]
+        self.single_action_space = Observing.action_space
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        if isinstance(observation, dict):
+            self.observation = {key: np.stack([value] * num_envs) for key, value in observation.items()}
+        else:
+            self.observation = np.stack([observation] * num_envs)
+
+    def reset(self, *, seed=None, options=None):
+        return self.observation, {}
+
+    def step(self, actions):
+        no = np.zeros(self.num_envs, bool)
+        return self.observation, np.ones(self.num_envs), no, no.copy(), {}
+
+
+class Faulty(Chain):
+    """A chain on which something goes wrong at one step of an episode.
+
+    Args:
+        fault: ``reward`` (NaN), ``observation`` (infinite) or ``exception``.
+        at: At which step of the episode, counted from 1.
+    """
+
+    def __init__(self, fault="reward", at=3, **kwargs):
+        super().__init__(**{"limits": (None,), **kwargs})
+        self.fault, self.at = fault, at
+
+    def step(self, action):
+        observation, reward, *rest = super().step(action)
+        if self.t == self.at:
+            if self.fault == "exception":
+                raise RuntimeError("the environment broke down")
+            reward = np.nan if self.fault == "reward" else reward
+            observation[0] = np.inf if self.fault == "observation" else observation[0]
+        return observation, reward, *rest
+
+
+class Dying(Chain):
+    """A chain whose process is killed in its 50th step, if the seed of its first episode leaves ``remainder``."""
+
+    def __init__(self, remainder):
+        super().__init__(limits=(None,))
+        self.remainder, self.first, self.steps = remainder, None, 0
+
+    def reset(self, *, seed=None, options=None):
+        self.first = seed if self.first is None else self.first
+        return super().reset(seed=seed, options=options)
+
+    def step(self, action):
+        self.steps += 1
+        if self.steps == 50 and self.first % 2 == self.remainder:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().step(action)
+
+
+class ContinuousActions(Chain):
+    """A chain whose action space is not Discrete."""
+
+    action_space = spaces.Box(-1, 1, (2,), np.float32)
+
+
+class StayingVector(ChainVector):
+    """A native chain in which action 0 does not move, as a wall may not let it."""
+
+    def step(self, actions):
+        stays = (np.asarray(actions) == 0) & ~self.ended
+        before = self.t.copy()
+        _, reward, terminated, truncated, infos = super().step(actions)
+        self.t[stays] = before[stays]
+        self.ended[stays] = terminated[stays] = truncated[stays] = False
+        return self._observe(), reward * ~stays, terminated, truncated, infos
+
+
+NOT_AN_ENVIRONMENT = 42
+
+
+class RecordingBuffer(ReplayBuffer):
+    """Remembers every transition stored and every batch drawn, also what has been overwritten since."""
+
+    def __init__(self, capacity=100_000):
+        super().__init__(capacity)
+        self.added = []
+        self.sampled = []
+        self.added_before_sample = []
+
+    def add(self, transition):
+        self.added.append(Transition(*(np.array(field) for field in transition)))
+        super().add(transition)
+
+    def sample(self, num_updates, batch_size, rng):
+        batch = super().sample(num_updates, batch_size, rng)
+        self.sampled.append(Transition(*(field.clone().numpy() for field in batch.transition)))
+        self.added_before_sample.append(sum(len(transition.action) for transition in self.added))
+        return batch
+
+    @property
+    def all_added(self):
+        """Every transition stored so far, one after the other."""
+        return Transition(*(np.concatenate(fields) for fields in zip(*self.added, strict=True)))
+
+
+gym.register("Chain-v0", entry_point=Chain, vector_entry_point=ChainVector)
+gym.register("Noise-v0", entry_point=Noise)

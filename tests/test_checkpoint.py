@@ -1,0 +1,195 @@
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lightning_dqn.checkpoint import SnapshotError, load_snapshot, prune_snapshots, save_snapshot
+
+ARRAYS = {
+    "observation": np.arange(12, dtype=np.uint8).reshape(3, 4),
+    "reward": np.array([0.1, np.inf, -0.0], np.float32),
+    "head": np.array(2, np.int64),
+    "empty": np.zeros((0, 5), np.float64),
+}
+META = {"rngs": {"replay": np.random.default_rng(3).bit_generator.state}, "note": "häuser", "big": 2**127}
+
+
+@pytest.fixture
+def snapshot(tmp_path):
+    save_snapshot(tmp_path / "replay" / "100", ARRAYS, META)
+    return tmp_path / "replay" / "100"
+
+
+def rewrite_manifest(snapshot, **changes):
+    path = snapshot / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_what_was_saved_is_loaded(snapshot):
+    arrays, meta = load_snapshot(snapshot)
+    assert meta == META
+    assert arrays.keys() == ARRAYS.keys()
+    for name, array in ARRAYS.items():
+        assert arrays[name].dtype == array.dtype
+        assert arrays[name].shape == array.shape
+        assert arrays[name].tobytes() == array.tobytes()
+
+
+def test_arrays_that_are_views_are_saved_as_what_they_show(tmp_path):
+    array = np.arange(20).reshape(4, 5)
+    save_snapshot(tmp_path / "one", {"view": array[::2, 1:3].T}, {})
+    assert load_snapshot(tmp_path / "one")[0]["view"].tolist() == [[1, 11], [2, 12]]
+
+
+def test_nothing_but_the_snapshot_is_left_behind(snapshot):
+    assert [path.name for path in snapshot.parent.iterdir()] == ["100"]
+    assert {path.name for path in snapshot.iterdir()} == {"manifest.json", *(f"{name}.npy" for name in ARRAYS)}
+
+
+def test_a_generator_goes_on_from_its_saved_state(snapshot):
+    generator = np.random.default_rng(0)
+    generator.bit_generator.state = load_snapshot(snapshot)[1]["rngs"]["replay"]
+    assert (generator.integers(1000, size=50) == np.random.default_rng(3).integers(1000, size=50)).all()
+
+
+def test_a_save_that_dies_before_the_end_leaves_nothing_visible(tmp_path, monkeypatch):
+    def die(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", die)
+        with pytest.raises(KeyboardInterrupt):
+            save_snapshot(tmp_path / "replay" / "100", ARRAYS, META)
+    assert not (tmp_path / "replay" / "100").exists()
+    with pytest.raises(SnapshotError, match="no readable replay snapshot"):
+        load_snapshot(tmp_path / "replay" / "100")
+    # and the next save succeeds all the same
+    save_snapshot(tmp_path / "replay" / "100", ARRAYS, META)
+    assert load_snapshot(tmp_path / "replay" / "100")[1] == META
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel which file a descriptor is of")
+def test_everything_is_on_disk_before_the_snapshot_appears(tmp_path, monkeypatch):
+    flushed, at_replace = [], []
+    fsync, replace = os.fsync, os.replace
+
+    def watched_fsync(descriptor):
+        flushed.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+        fsync(descriptor)
+
+    def watched_replace(*args):
+        at_replace.extend(flushed)
+        replace(*args)
+
+    monkeypatch.setattr(os, "fsync", watched_fsync)
+    monkeypatch.setattr(os, "replace", watched_replace)
+    save_snapshot(tmp_path / "100", ARRAYS, META)
+    names = {path.rsplit("/", 1)[1] for path in at_replace}
+    assert {"manifest.json", *(f"{name}.npy" for name in ARRAYS)} <= names
+    assert flushed[-1] == str(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["observation.npy", "reward.npy", "head.npy"])
+@pytest.mark.parametrize("where", [0, 20, -1])
+def test_a_flipped_byte_is_noticed(snapshot, name, where):
+    content = bytearray((snapshot / name).read_bytes())
+    content[where] ^= 1
+    (snapshot / name).write_bytes(content)
+    with pytest.raises(SnapshotError, match="damaged"):
+        load_snapshot(snapshot)
+
+
+@pytest.mark.parametrize("size", [0, 10, 130])
+def test_a_file_cut_short_is_noticed(snapshot, size):
+    content = (snapshot / "observation.npy").read_bytes()
+    assert len(content) > size
+    (snapshot / "observation.npy").write_bytes(content[:size])
+    with pytest.raises(SnapshotError):
+        load_snapshot(snapshot)
+
+
+@pytest.mark.parametrize("name", ["observation.npy", "manifest.json"])
+def test_a_missing_file_is_noticed(snapshot, name):
+    (snapshot / name).unlink()
+    with pytest.raises(SnapshotError):
+        load_snapshot(snapshot)
+
+
+def test_a_missing_directory_is_noticed(tmp_path):
+    with pytest.raises(SnapshotError, match="no readable replay snapshot"):
+        load_snapshot(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "{}", "[]", "null", '{"format_version": 1, "files": ["head.npy"], "meta": {}}']
+)
+def test_a_manifest_that_is_none_is_noticed(snapshot, text):
+    (snapshot / "manifest.json").write_text(text)
+    with pytest.raises(SnapshotError):
+        load_snapshot(snapshot)
+
+
+@pytest.mark.parametrize("version", [0, 2, "1", None])
+def test_another_format_is_refused(snapshot, version):
+    rewrite_manifest(snapshot, format_version=version)
+    with pytest.raises(SnapshotError, match="format"):
+        load_snapshot(snapshot)
+
+
+@pytest.mark.parametrize("name", ["../x.npy", "/tmp/x.npy", "x.pkl", "sub/x.npy", "..", "", "manifest.json"])
+def test_a_manifest_that_names_anything_but_arrays_of_its_own_is_refused(snapshot, name):
+    (snapshot / "sub").mkdir()
+    for target in (snapshot.parent / "x.npy", snapshot / "x.pkl", snapshot / "sub" / "x.npy"):
+        np.save(target.open("wb"), np.zeros(3))
+    rewrite_manifest(snapshot, files={name: "0" * 64})
+    with pytest.raises(SnapshotError, match="which is no array of this snapshot"):
+        load_snapshot(snapshot)
+
+
+def test_arrays_of_objects_are_not_written(tmp_path):
+    with pytest.raises(ValueError, match="allow_pickle"):
+        save_snapshot(tmp_path / "100", {"objects": np.array([{}, None], dtype=object)}, {})
+    assert not (tmp_path / "100").exists()
+
+
+def test_arrays_of_objects_are_not_read_even_with_the_right_checksum(tmp_path, snapshot):
+    executed = tmp_path / "executed"
+
+    class Evil:
+        def __reduce__(self):
+            return (executed.touch, ())
+
+    with (snapshot / "head.npy").open("wb") as file:
+        np.save(file, np.array([Evil()], dtype=object), allow_pickle=True)
+    checksums = json.loads((snapshot / "manifest.json").read_text())["files"]
+    checksums["head.npy"] = hashlib.sha256((snapshot / "head.npy").read_bytes()).hexdigest()
+    rewrite_manifest(snapshot, files=checksums)
+    with pytest.raises(SnapshotError, match="cannot be read"):
+        load_snapshot(snapshot)
+    assert not executed.exists()
+
+
+def test_an_existing_snapshot_stays_untouched(snapshot):
+    before = {path.name: path.read_bytes() for path in snapshot.iterdir()}
+    save_snapshot(snapshot, {"other": np.zeros(3)}, {})
+    assert {path.name: path.read_bytes() for path in snapshot.iterdir()} == before
+
+
+def test_pruning_keeps_exactly_the_named_and_removes_what_crashes_left(snapshot):
+    parent = snapshot.parent
+    for name in ("200", "300"):
+        save_snapshot(parent / name, ARRAYS, {})
+    (parent / ".400.123.tmp").mkdir()
+    (parent / ".400.123.tmp" / "reward.npy").write_bytes(b"half")
+    prune_snapshots(parent, keep=["100", "300"])
+    assert sorted(path.name for path in parent.iterdir()) == ["100", "300"]
+    assert load_snapshot(parent / "100")[1] == META
+
+
+def test_pruning_where_nothing_is_does_nothing(tmp_path):
+    prune_snapshots(tmp_path / "nowhere", keep=["100"])
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,553 @@
+import csv
+import hashlib
+import shutil
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from torch.utils.data import DataLoader
+
+from lightning_dqn import (
+    DQNLightningModule,
+    EpisodeDecay,
+    EpsilonGreedy,
+    ExperienceCollector,
+    ExperienceDataModule,
+    Greedy,
+    LinearSchedule,
+    MLPTorso,
+    ReplayBatch,
+    ReplayBuffer,
+    Transition,
+)
+from tests.environments import Chain, Noise, OffsetActions, RecordingBuffer
+
+
+def make_data(env_id="Noise-v0", **kwargs):
+    """A run of 20 random steps, then 40 an epoch."""
+    defaults = {
+        "num_envs": 2,
+        "buffer": RecordingBuffer(500),
+        "batch_size": 4,
+        "train_frequency": 8,
+        "gradient_steps": 2,
+        "learning_starts": 20,
+        "steps_per_epoch": 40,
+        "eval_episodes": 3,
+        "eval_num_envs": 2,
+        "seed": 0,
+    }
+    return ExperienceDataModule(env_id, **(defaults | kwargs))
+
+
+class Clock(Callback):
+    """Notes the counters at the start of every iteration and at the end."""
+
+    def __init__(self):
+        self.ticks = []
+
+    def on_train_batch_start(self, trainer, pl_module, *args):
+        self.ticks.append((trainer.datamodule.env_steps, pl_module.gradient_steps))
+
+    def on_train_end(self, trainer, pl_module):
+        self.ticks.append((trainer.datamodule.env_steps, pl_module.gradient_steps))
+
+
+def up_to(number, multiple):
+    """The smallest multiple that is at least ``number``."""
+    return -(-number // multiple) * multiple
+
+
+# -- counting ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gradient_steps", [1, 2, 8])
+@pytest.mark.parametrize("train_frequency", [1, 4, 6, 16])
+@pytest.mark.parametrize("num_envs", [1, 2, 3, 8])
+def test_environment_and_gradient_steps_are_counted_exactly(
+    make_trainer, make_model, num_envs, train_frequency, gradient_steps
+):
+    data = make_data(
+        num_envs=num_envs,
+        train_frequency=train_frequency,
+        gradient_steps=gradient_steps,
+        learning_starts=6,
+        steps_per_epoch=6 * train_frequency,
+    )
+    clock, collector = Clock(), ExperienceCollector()
+    make_trainer(callbacks=[clock, collector], limit_val_batches=0).fit(make_model(data), data)
+    assert clock.ticks == [(up_to(6 + i * train_frequency, num_envs), i * gradient_steps) for i in range(7)]
+    assert collector.iterations == 6
+    assert len(data.buffer.all_added.action) == clock.ticks[-1][0]
+
+
+@pytest.mark.parametrize("n_step", [1, 3])
+def test_a_native_environment_that_loses_steps_to_resets_keeps_the_same_pace(make_trainer, make_model, n_step):
+    data = make_data("CartPole-v1", vectorization="native", num_envs=4, n_step=n_step, learning_starts=200)
+    clock = Clock()
+    make_trainer(callbacks=[clock], limit_val_batches=0, max_epochs=5).fit(make_model(data), data)
+    for i, (env_steps, gradient_steps) in enumerate(clock.ticks):
+        assert 0 <= env_steps - (200 + 8 * i) < 4
+        assert gradient_steps == 2 * i
+
+
+def test_the_first_batch_is_there_though_every_window_may_still_be_open(make_trainer, make_model):
+    data = make_data(Chain, env_kwargs={"limits": (None,)}, n_step=7, batch_size=1, learning_starts=0, num_envs=2)
+    clock = Clock()
+    make_trainer(callbacks=[clock], limit_val_batches=0).fit(make_model(data), data)
+    assert clock.ticks[0] == (14, 0)
+
+
+def test_epochs_are_counted_in_environment_steps(make_trainer, make_model):
+    data = make_data(steps_per_epoch=50)  # seven iterations of eight steps
+    seen = []
+
+    class Epochs(Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            seen.append(data.env_steps)
+
+    make_trainer(max_epochs=3, callbacks=[Epochs()], limit_val_batches=0).fit(make_model(data), data)
+    assert seen == [20 + 56, 20 + 112, 20 + 168]
+
+
+@pytest.mark.parametrize(("n_step", "stored"), [(1, 60), (4, 56)])
+def test_fitting_again_starts_again(make_trainer, make_model, n_step, stored):
+    data = make_data(Chain, env_kwargs={"limits": (None,)}, n_step=n_step)
+    clock, collector = Clock(), ExperienceCollector()
+    for _ in range(2):
+        clock.ticks.clear()
+        make_trainer(callbacks=[clock, collector], limit_val_batches=0).fit(make_model(data), data)
+        assert [env_steps for env_steps, _ in clock.ticks] == [20, 28, 36, 44, 52, 60]
+        # each environment is two steps into its fifth episode; the windows of these are open, and forgotten
+        assert len(data.buffer) == stored
+
+
+def test_episodes_and_their_returns_are_counted(make_trainer, make_model, tmp_path):
+    collector = ExperienceCollector()
+    data = make_data(Chain, env_kwargs={"limits": (3,)}, num_envs=4, steps_per_epoch=80)
+    logger = CSVLogger(tmp_path)
+    make_trainer(callbacks=[collector], logger=logger, log_every_n_steps=1, limit_val_batches=0).fit(
+        make_model(data), data
+    )
+    assert collector.episodes == data.env_steps // 12 * 4
+    for row in rows_of(logger):
+        assert (row["collect/return"], row["collect/episode_length"]) == ("6.0", "3.0")
+
+
+# -- what is done when -------------------------------------------------------------------------------------------------
+
+
+def test_each_batch_is_drawn_after_the_steps_of_the_iteration_before(make_trainer, make_model):
+    data, order = make_data(num_envs=1, learning_starts=5, train_frequency=2, steps_per_epoch=8), []
+
+    class Order(RecordingBuffer):
+        def add(self, transition):
+            order.append("step")
+            super().add(transition)
+
+        def sample(self, *args):
+            order.append("draw")
+            return super().sample(*args)
+
+        def update_priorities(self, index, td_error):
+            assert index.shape == td_error.shape == (2, 4)
+            assert (td_error >= 0).all()
+            order.append("priorities")
+
+    class Learn(Callback):
+        def on_train_batch_start(self, *args):
+            order.append("learn")
+
+    data.buffer = Order(500)
+    make_trainer(callbacks=[Learn()], limit_val_batches=0).fit(make_model(data), data)
+    assert order == ["step"] * 5 + ["draw", "learn", "priorities", "step", "step"] * 4
+    assert data.buffer.added_before_sample == [5, 7, 9, 11]
+
+
+def test_actions_before_learning_are_uniformly_random(make_trainer, make_model):
+    data = make_data(OffsetActions, num_envs=3, learning_starts=600, steps_per_epoch=600)
+    make_trainer(callbacks=[ExperienceCollector(Greedy())], limit_val_batches=0).fit(make_model(data), data)
+    actions = data.buffer.all_added.action
+    counts = np.bincount(actions[:600], minlength=3)
+    assert ((counts - 200) ** 2 / 200).sum() < 13.8  # 2 degrees of freedom, probability .999
+    assert (actions.reshape(-1, 3)[:200, :2] == actions.reshape(-1, 3)[:200, 1:]).mean() == pytest.approx(
+        1 / 3, abs=0.09
+    )
+    # in the only observation there is, the greedy action is the same for all environments
+    assert (actions[600:].reshape(-1, 3) == actions[600:].reshape(-1, 3)[:, :1]).all()
+
+
+def test_stored_actions_are_indices(make_trainer, make_model):
+    data = make_data(OffsetActions)
+    make_trainer(limit_val_batches=0).fit(make_model(data), data)
+    stored = data.buffer.all_added
+    assert set(stored.action.tolist()) == {0, 1, 2}
+    assert (stored.reward == stored.action - 3).all()
+
+
+def test_the_target_network_never_acts(make_trainer, make_model):
+    data, calls = make_data(), {"online": [], "target": []}
+    model = make_model(data)
+    for name, seen in calls.items():
+        getattr(model, name).register_forward_hook(lambda module, args, output, seen=seen: seen.append(args[0].shape))
+    make_trainer(limit_val_batches=0).fit(model, data)
+    assert calls["target"] == [(4, 2)] * 10  # once for every gradient step, and for nothing else
+    assert len(calls["online"]) == 2 * 10 + 40 // 2
+
+
+def test_the_network_acts_without_gradients(make_trainer, make_model):
+    data, seen = make_data(), []
+    model = make_model(data)
+    model.online.register_forward_hook(
+        lambda module, args, output: seen.append((len(args[0]), output.q_values.requires_grad))
+    )
+    make_trainer(limit_val_batches=0).fit(model, data)
+    assert {grad for size, grad in seen if size == 2} == {False}
+
+
+def test_the_network_acts_greedily_on_what_it_has_learned(make_trainer, make_model):
+    """With a Greedy explorer each action is the best one under the weights of that very moment."""
+    data, checked = make_data(), []
+
+    class Check(Greedy):
+        def __call__(self, q_values, env_steps, episodes, rng):
+            observation = torch.from_numpy(data.envs.envs._observations.copy())
+            assert np.array_equal(q_values, model(observation).detach().numpy())
+            checked.append(env_steps)
+            return super().__call__(q_values, env_steps, episodes, rng)
+
+    model = make_model(data)
+    make_trainer(callbacks=[ExperienceCollector(Check())], limit_val_batches=0).fit(model, data)
+    assert checked == list(range(20, 60, 2))
+
+
+# -- collectors --------------------------------------------------------------------------------------------------------
+
+
+def test_two_collectors_are_refused(make_trainer):
+    with pytest.raises((RuntimeError, ValueError), match="ExperienceCollector"):
+        make_trainer(callbacks=[ExperienceCollector(), ExperienceCollector()])
+
+
+def test_two_collectors_of_different_classes_are_refused_too(make_trainer, make_model):
+    class Other(ExperienceCollector):
+        pass
+
+    data = make_data()
+    model = make_model(data)
+    with pytest.raises(ValueError, match=r"trainer\.callbacks: two ExperienceCollectors"):
+        make_trainer(callbacks=[ExperienceCollector(), Other()]).fit(model, data)
+
+
+def test_the_model_brings_a_collector_unless_the_trainer_has_one(make_trainer, make_model):
+    data = make_data()
+    trainer = make_trainer(limit_val_batches=0)
+    trainer.fit(make_model(data), data)
+    assert sum(isinstance(callback, ExperienceCollector) for callback in trainer.callbacks) == 1
+
+    collector = ExperienceCollector(Greedy())
+    trainer = make_trainer(callbacks=[collector], limit_val_batches=0)
+    trainer.fit(make_model(data), data)
+    assert [callback for callback in trainer.callbacks if isinstance(callback, ExperienceCollector)] == [collector]
+    assert collector.iterations == 5
+
+
+def test_learning_from_other_data_leaves_the_collector_idle(make_trainer, tmp_path, recwarn):
+    model = DQNLightningModule([2], 3, torso=partial(MLPTorso, hidden_sizes=(8,)))
+    random = torch.Generator().manual_seed(0)
+    batch = ReplayBatch(
+        Transition(
+            torch.rand(2, 4, 2, generator=random),
+            torch.zeros(2, 4, dtype=torch.int64),
+            torch.ones(2, 4),
+            torch.full((2, 4), 0.9),
+            torch.rand(2, 4, 2, generator=random),
+        ),
+        torch.zeros(2, 4, dtype=torch.int64),
+        torch.ones(2, 4),
+    )
+    loader = DataLoader([batch] * 3, batch_size=None)
+    trainer = make_trainer(max_epochs=2, enable_checkpointing=True)
+    trainer.fit(model, loader)
+    assert model.gradient_steps == 2 * 3 * 2
+    assert not (tmp_path / "replay").exists()
+    make_trainer(max_epochs=3).fit(model, loader, ckpt_path=trainer.checkpoint_callback.best_model_path)
+    assert model.gradient_steps == 3 * 3 * 2
+    assert not [warning for warning in recwarn if "replay" in str(warning.message)]
+
+
+def test_a_fast_development_run_works(make_trainer, make_model):
+    data = make_data(learning_starts=10_000)
+    trainer = make_trainer(fast_dev_run=True)
+    trainer.fit(make_model(data), data)
+    assert data.env_steps == 4 + 8
+    trainer.validate(make_model(data), data, verbose=False)
+
+
+# -- evaluation and logs -----------------------------------------------------------------------------------------------
+
+
+def digest(model, buffer):
+    """A hash of all weights and of everything stored."""
+    state = hashlib.sha256()
+    for tensor in model.state_dict().values():
+        state.update(tensor.numpy().tobytes())
+    for array in buffer.state_arrays().values():
+        state.update(np.ascontiguousarray(array).tobytes())
+    return state.hexdigest()
+
+
+def test_evaluation_does_not_change_training(make_trainer, make_model):
+    digests = []
+    for kwargs in ({"limit_val_batches": 0}, {}, {"check_val_every_n_epoch": 2}, {"num_sanity_val_steps": 1}):
+        data = make_data()
+        model = make_model(data)
+        make_trainer(max_epochs=4, **kwargs).fit(model, data)
+        digests.append(digest(model, data.buffer))
+    assert len(set(digests)) == 1
+    data = make_data(seed=1)
+    model = make_model(data)
+    make_trainer(max_epochs=4).fit(model, data)
+    assert digest(model, data.buffer) not in digests
+
+
+def rows_of(logger):
+    logger.save()
+    with Path(logger.experiment.metrics_file_path).open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_clock_stands_in_every_row(make_trainer, make_model, tmp_path):
+    data, logger = make_data(), CSVLogger(tmp_path)
+    trainer = make_trainer(max_epochs=3, logger=logger, log_every_n_steps=2)
+    trainer.fit(make_model(data), data)
+    rows = rows_of(logger)
+    kinds = {"train/loss": [], "collect/epsilon": [], "val/return": []}
+    for row in rows:
+        assert row["env_steps"], row
+        for name, seen in kinds.items():
+            if row[name]:
+                seen.append(float(row["env_steps"]))
+        assert bool(row["train/loss"]) == bool(row["train/td_error"]) == bool(row["train/q_value"])
+        assert bool(row["val/return"]) == bool(row["val/return_iqm"]) == bool(row["val/episode_length"])
+    # an iteration is eight steps, every second is logged; an epoch is five
+    assert kinds["train/loss"] == kinds["collect/epsilon"] == [20 + 16 * i for i in range(1, 8)]
+    assert kinds["val/return"] == [60, 100, 140]
+
+
+def test_the_clock_stands_beside_the_test_scores(make_trainer, make_model):
+    data = make_data()
+    model, trainer = make_model(data), make_trainer()
+    trainer.fit(model, data)
+    (scores,) = trainer.test(model, data, verbose=False)
+    assert scores["env_steps"] == 60
+    assert "test/return" in scores
+
+
+@pytest.mark.parametrize("schedule", [LinearSchedule(1.0, 0.1, 77), EpisodeDecay(1.0, 0.01, 0.9)])
+def test_epsilon_is_logged_as_it_is(make_trainer, make_model, tmp_path, schedule):
+    data, logger = make_data(Chain, env_kwargs={"limits": (4,)}, num_envs=4), CSVLogger(tmp_path)
+    collector = ExperienceCollector(EpsilonGreedy(schedule))
+    make_trainer(max_epochs=3, logger=logger, log_every_n_steps=1, callbacks=[collector]).fit(make_model(data), data)
+    rows = [row for row in rows_of(logger) if row["collect/epsilon"]]
+    assert len(rows) == 15
+    for row in rows:
+        env_steps = int(float(row["env_steps"]))
+        assert float(row["collect/epsilon"]) == schedule(env_steps, env_steps // 16 * 4)
+
+
+def test_the_clock_is_exact_beyond_what_float32_can_count(make_trainer, make_model, tmp_path):
+    class Later(Callback):
+        def on_train_start(self, trainer, pl_module):
+            data.env_steps = 2**24 + 1
+
+    data, logger = make_data(num_envs=1, learning_starts=4), CSVLogger(tmp_path)
+    trainer = make_trainer(callbacks=[Later()], logger=logger, log_every_n_steps=1)
+    trainer.fit(make_model(data), data)
+    expected = [2**24 + 5 + 8 * i for i in range(1, 6)]
+    assert [int(float(row["env_steps"])) for row in rows_of(logger)] == [*expected, expected[-1]]
+    assert trainer.callback_metrics["env_steps"].item() == expected[-1]
+
+
+# -- checkpoints -------------------------------------------------------------------------------------------------------
+
+
+def latest(folder):
+    return ModelCheckpoint(
+        folder, "latest", every_n_epochs=1, save_on_train_epoch_end=False, enable_version_counter=False
+    )
+
+
+class Moment(Callback):
+    """Looks at a run when everything has been put back and nothing has been learned yet."""
+
+    def __init__(self):
+        self.first_batch = None
+
+    def on_train_start(self, trainer, pl_module):
+        data = trainer.datamodule
+        self.env_steps, self.gradient_steps = data.env_steps, pl_module.gradient_steps
+        self.arrays = {name: array.copy() for name, array in data.buffer.state_arrays().items()}
+        self.observation_seeds = data.envs.episode_seed.tolist()
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if self.first_batch is None:
+            self.first_batch = batch
+
+
+def train(make_trainer, make_model, folder, max_epochs, ckpt_path=None, **kwargs):
+    """One process's worth of training; returns everything that took part in it."""
+    data, moment = make_data(**kwargs), Moment()
+    model = make_model(data)
+    collector = ExperienceCollector(EpsilonGreedy(LinearSchedule(1.0, 0.1, 200)))
+    trainer = make_trainer(
+        max_epochs=max_epochs,
+        callbacks=[collector, moment, latest(folder)],
+        enable_checkpointing=True,
+        logger=CSVLogger(folder, name=None, version=f"log{max_epochs}"),
+        log_every_n_steps=1,
+    )
+    trainer.fit(model, data, ckpt_path=ckpt_path)
+    return trainer, model, data, collector, moment
+
+
+@pytest.mark.parametrize(("capacity", "n_step"), [(500, 1), (70, 1), (70, 3)])
+def test_a_resumed_run_goes_on_where_it_was(make_trainer, make_model, tmp_path, capacity, n_step):
+    kwargs = {"n_step": n_step}
+    _, model, data, collector, _ = train(
+        make_trainer, make_model, tmp_path, 2, buffer=RecordingBuffer(capacity), **kwargs
+    )
+    env_steps, gradient_steps, episodes = data.env_steps, model.gradient_steps, collector.episodes
+    assert (env_steps, gradient_steps) == (20 + 80, 20)
+    arrays = {name: array.copy() for name, array in data.buffer.state_arrays().items()}
+    next_seeds, next_draws = data.episode_rng.bit_generator.state, data.dataset.rng.bit_generator.state
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+    resumed = train(
+        make_trainer, make_model, tmp_path, 3, tmp_path / "latest.ckpt", buffer=RecordingBuffer(capacity), **kwargs
+    )
+    trainer, model, data, collector, moment = resumed
+    # the counters and the replay, and no second warm-up
+    assert (moment.env_steps, moment.gradient_steps) == (env_steps, gradient_steps)
+    for name, array in arrays.items():
+        assert (moment.arrays[name] == array).all()
+    # the generators: the next episodes, the next batch
+    seeds, replay = np.random.default_rng(), np.random.default_rng()
+    seeds.bit_generator.state, replay.bit_generator.state = next_seeds, next_draws
+    assert moment.observation_seeds == [int(seeds.integers(2**31)) for _ in range(2)]
+    expected_index = replay.integers(len(arrays["action"]), size=8)
+    assert moment.first_batch.index.flatten().tolist() == expected_index.tolist()
+    # and how it goes on
+    assert (data.env_steps, model.gradient_steps, collector.iterations) == (20 + 120, 30, 15)
+    assert collector.episodes > episodes
+    assert any(not torch.equal(weights[name], tensor) for name, tensor in model.state_dict().items())
+    rows = [row for row in rows_of(trainer.logger) if row["collect/epsilon"]]
+    assert [float(row["env_steps"]) for row in rows] == [100 + 8 * i for i in range(1, 6)]
+    for row in rows:
+        assert float(row["collect/epsilon"]) == LinearSchedule(1.0, 0.1, 200)(int(float(row["env_steps"])), 0)
+
+
+def test_exploration_goes_on_with_the_same_random_numbers(make_trainer, make_model, tmp_path):
+    _, _, data, collector, _ = train(make_trainer, make_model, tmp_path, 1)
+    expected = collector.rng.bit_generator.state
+
+    class Stop(Callback):
+        def on_train_start(self, trainer, pl_module):
+            assert resumed.rng.bit_generator.state == expected
+            trainer.should_stop = True
+
+    data, resumed = make_data(), ExperienceCollector()
+    make_trainer(callbacks=[resumed, Stop()], max_epochs=2, limit_val_batches=0).fit(
+        make_model(data), data, ckpt_path=tmp_path / "latest.ckpt"
+    )
+    assert data.env_steps == 60
+
+
+def test_a_checkpoint_holds_nothing_but_tensors_and_plain_values(make_trainer, make_model, tmp_path):
+    train(make_trainer, make_model, tmp_path, 2)
+    checkpoint = torch.load(tmp_path / "latest.ckpt", weights_only=True)
+    assert checkpoint["gradient_steps"] == 20
+    assert checkpoint["ExperienceDataModule"]["env_steps"] == 100
+
+
+def test_the_replay_stands_beside_the_checkpoint_and_only_the_last_two_are_kept(make_trainer, make_model, tmp_path):
+    train(make_trainer, make_model, tmp_path, 4)
+    assert sorted(path.name for path in (tmp_path / "replay").iterdir()) == ["140", "180"]
+    assert (tmp_path / "latest.ckpt").stat().st_size < 100_000
+
+
+def test_a_run_can_be_moved_to_another_folder(make_trainer, make_model, tmp_path):
+    train(make_trainer, make_model, tmp_path / "here", 1)
+    shutil.move(tmp_path / "here", tmp_path / "there")
+    *_, moment = train(make_trainer, make_model, tmp_path / "new", 2, tmp_path / "there" / "latest.ckpt")
+    assert moment.env_steps == 60
+    assert len(moment.arrays["action"]) == 60
+
+
+@pytest.mark.parametrize("damage", ["missing", "corrupt"])
+def test_without_its_replay_a_resumed_run_warns_and_collects_anew(make_trainer, make_model, tmp_path, damage):
+    train(make_trainer, make_model, tmp_path, 2)
+    if damage == "missing":
+        shutil.rmtree(tmp_path / "replay")
+    else:
+        (tmp_path / "replay" / "100" / "rank0" / "action.npy").write_bytes(b"nonsense")
+    with pytest.warns(UserWarning, match="experience is collected anew"):
+        _, model, data, collector, moment = train(make_trainer, make_model, tmp_path, 3, tmp_path / "latest.ckpt")
+    assert (moment.env_steps, moment.gradient_steps) == (100 + 20, 20)
+    assert len(moment.arrays["action"]) == 20
+    assert (data.env_steps, model.gradient_steps, collector.iterations) == (100 + 20 + 40, 30, 15)
+
+
+def test_saving_the_replay_can_be_switched_off(make_trainer, make_model, tmp_path):
+    data = make_data()
+    make_trainer(callbacks=[ExperienceCollector(save_replay=False), latest(tmp_path)], enable_checkpointing=True).fit(
+        make_model(data), data
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["latest.ckpt"]
+    with pytest.warns(UserWarning, match="experience is collected anew"):
+        *_, moment = train(make_trainer, make_model, tmp_path, 2, tmp_path / "latest.ckpt")
+    assert moment.env_steps == 60 + 20
+
+
+def test_a_checkpoint_of_weights_alone_has_no_replay(make_trainer, make_model, tmp_path):
+    data = make_data()
+    best = ModelCheckpoint(
+        tmp_path, "best", monitor="val/return", mode="max", save_weights_only=True, save_on_train_epoch_end=False
+    )
+    make_trainer(max_epochs=2, callbacks=[best], enable_checkpointing=True).fit(make_model(data), data)
+    assert [path.name for path in tmp_path.iterdir()] == ["best.ckpt"]
+
+
+def test_another_run_in_the_same_folder_saves_its_own_replay(make_trainer, make_model, tmp_path):
+    train(make_trainer, make_model, tmp_path, 1, seed=0)
+    _, _, data, *_ = train(make_trainer, make_model, tmp_path, 1, seed=1)
+    arrays = {name: array.copy() for name, array in data.buffer.state_arrays().items()}
+    *_, moment = train(make_trainer, make_model, tmp_path, 2, tmp_path / "latest.ckpt", seed=1)
+    for name, array in arrays.items():
+        assert (moment.arrays[name] == array).all()
+
+
+def test_a_buffer_of_another_size_is_refused_by_name(make_trainer, make_model, tmp_path):
+    train(make_trainer, make_model, tmp_path, 1, buffer=ReplayBuffer(30))
+    with pytest.raises(ValueError, match=r"data\.buffer"):
+        train(make_trainer, make_model, tmp_path, 2, tmp_path / "latest.ckpt", buffer=ReplayBuffer(40))
+
+
+def test_a_checkpoint_of_another_environment_is_refused(make_trainer, make_model, tmp_path):
+    train(make_trainer, make_model, tmp_path, 1)
+    with pytest.raises(ValueError, match=r"ckpt_path: .*data\.env_id"):
+        train(make_trainer, make_model, tmp_path, 2, tmp_path / "latest.ckpt", env_id=Noise)
+
+
+def test_evaluating_a_checkpoint_needs_no_replay(make_trainer, make_model, tmp_path, recwarn):
+    train(make_trainer, make_model, tmp_path, 1)
+    shutil.rmtree(tmp_path / "replay")
+    data = make_data()
+    (scores,) = make_trainer().test(make_model(data), data, ckpt_path=tmp_path / "latest.ckpt", verbose=False)
+    assert scores["env_steps"] == 60
+    assert not [warning for warning in recwarn if "replay" in str(warning.message)]

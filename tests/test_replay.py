@@ -1,0 +1,424 @@
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from lightning_dqn import ReplayBuffer, ReplayDataset, Transition
+from lightning_dqn.replay import NStepAccumulator
+
+DTYPES = [
+    "bool",
+    "uint8",
+    "int8",
+    "int16",
+    "int32",
+    "int64",
+    "uint16",
+    "uint32",
+    "uint64",
+    "float16",
+    "float32",
+    "float64",
+]
+
+
+def rows(numbers, observation_shape=(2,), dtype="float32"):
+    """Transitions numbered so that every field tells which one it is."""
+    numbers = np.asarray(numbers)
+    observation = np.broadcast_to(
+        numbers.reshape(-1, *[1] * len(observation_shape)), (len(numbers), *observation_shape)
+    ).astype(dtype)
+    return Transition(
+        observation, numbers.astype(np.int64), numbers / 2, numbers / 1024, observation + np.ones((), dtype)
+    )
+
+
+def make_buffer(capacity, observation_shape=(2,), dtype="float32"):
+    buffer = ReplayBuffer(capacity)
+    buffer.allocate(observation_shape, np.dtype(dtype))
+    return buffer
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+# -- windows -----------------------------------------------------------------------------------------------------------
+
+
+def stream(num_envs, steps, seed):
+    """Random experience in which an environment may only reset itself right after an episode has ended."""
+    random = rng(seed)
+    ended = np.zeros(num_envs, bool)
+    for _ in range(steps):
+        valid = ~(ended & (random.random(num_envs) < 0.5))
+        terminated = valid & (random.random(num_envs) < 0.2)
+        truncated = valid & (random.random(num_envs) < 0.15)
+        ended = terminated | truncated
+        # whatever comes with a step that was not taken must not matter
+        reward = np.where(valid, random.normal(size=num_envs), np.nan)
+        observation, following = random.normal(size=(2, num_envs, 3)).astype(np.float32)
+        yield observation, random.integers(5, size=num_envs), reward, terminated, truncated, following, valid
+
+
+def slow_windows(experience, n_step, gamma):
+    """What comes out at each step, one environment and one window at a time."""
+    windows = None
+    for moment, (observation, action, reward, terminated, truncated, following, valid) in enumerate(experience):
+        windows = [[] for _ in action] if windows is None else windows
+        closed = []
+        for env in range(len(action)):
+            if not valid[env]:
+                continue
+            windows[env].append([moment, env, observation[env], action[env], 0.0, 0])
+            for window in windows[env]:
+                window[4] += gamma ** window[5] * reward[env]
+                window[5] += 1
+            over = terminated[env] or truncated[env]
+            count = len(windows[env]) if over else int(windows[env][0][5] == n_step)
+            for moment_, env_, first, chosen, score, length in windows[env][:count]:
+                discount = 0.0 if terminated[env] else gamma**length
+                closed.append((moment_, env_, first, chosen, score, discount, following[env]))
+            del windows[env][:count]
+        yield sorted(closed, key=lambda row: row[:2])
+
+
+@pytest.mark.parametrize("num_envs", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("n_step", [1, 2, 3, 4, 5, 6])
+def test_windows_are_those_of_one_environment_at_a_time(n_step, num_envs):
+    accumulator = NStepAccumulator(num_envs, n_step, 0.9)
+    experience = list(stream(num_envs, 200, seed=10 * n_step + num_envs))
+    for step, expected in zip(experience, slow_windows(experience, n_step, 0.9), strict=True):
+        got = accumulator.add(*step)
+        assert len(got.action) == len(expected)
+        for i, (_, _, observation, action, reward, discount, following) in enumerate(expected):
+            assert (got.observation[i] == observation).all()
+            assert got.action[i] == action
+            assert got.reward[i] == pytest.approx(reward, abs=1e-12)
+            assert got.discount[i] == pytest.approx(discount, abs=1e-15)
+            assert (got.next_observation[i] == following).all()
+
+
+def one_env(accumulator, t, reward, terminated=False, truncated=False, valid=True):
+    """Goes from observation ``t`` to ``t + 1`` with action ``t``."""
+    step = accumulator.add(
+        np.array([[t]], np.float32),
+        np.array([t]),
+        np.array([reward]),
+        np.array([terminated]),
+        np.array([truncated]),
+        np.array([[t + 1]], np.float32),
+        np.array([valid]),
+    )
+    columns = (step.observation[:, 0], step.action, step.reward, step.discount, step.next_observation[:, 0])
+    return [tuple(map(float, row)) for row in zip(*columns, strict=True)]
+
+
+def test_rewards_1_2_4_8_and_a_terminal_state_with_windows_of_three():
+    accumulator = NStepAccumulator(1, 3, 0.5)
+    assert one_env(accumulator, 0, 1) == []
+    assert one_env(accumulator, 1, 2) == []
+    assert one_env(accumulator, 2, 4) == [(0, 0, 3, 0.125, 3)]
+    assert one_env(accumulator, 3, 8, terminated=True) == [(1, 1, 6, 0, 4), (2, 2, 8, 0, 4), (3, 3, 8, 0, 4)]
+
+
+def test_rewards_1_2_4_8_and_a_time_limit_with_windows_of_three():
+    accumulator = NStepAccumulator(1, 3, 0.5)
+    for t, reward in enumerate([1, 2, 4]):
+        rows = one_env(accumulator, t, reward)
+    assert rows == [(0, 0, 3, 0.125, 3)]
+    expected = [(1, 1, 6, 0.125, 4), (2, 2, 8, 0.25, 4), (3, 3, 8, 0.5, 4)]
+    assert one_env(accumulator, 3, 8, truncated=True) == expected
+
+
+def test_an_episode_shorter_than_the_window_hands_out_all_its_steps():
+    accumulator = NStepAccumulator(1, 5, 0.5)
+    assert one_env(accumulator, 0, 1) == []
+    assert one_env(accumulator, 1, 2, truncated=True) == [(0, 0, 2, 0.25, 2), (1, 1, 2, 0.5, 2)]
+    # and the next episode starts afresh
+    assert one_env(accumulator, 10, 4, terminated=True) == [(10, 10, 4, 0, 11)]
+
+
+def test_a_step_not_taken_after_an_end_starts_nothing():
+    accumulator = NStepAccumulator(1, 2, 0.5)
+    one_env(accumulator, 0, 1, terminated=True)
+    assert one_env(accumulator, 99, 99, valid=False) == []
+    assert one_env(accumulator, 0, 1) == []
+    assert one_env(accumulator, 1, 2) == [(0, 0, 2, 0.25, 2)]
+
+
+def test_a_step_not_taken_in_the_middle_of_an_episode_changes_nothing():
+    accumulator = NStepAccumulator(1, 3, 0.5)
+    one_env(accumulator, 0, 1)
+    one_env(accumulator, 1, 2)
+    assert one_env(accumulator, 99, 99, valid=False) == []
+    assert one_env(accumulator, 2, 4) == [(0, 0, 3, 0.125, 3)]
+
+
+def test_the_window_that_started_first_comes_first_whatever_its_environment():
+    accumulator = NStepAccumulator(2, 2, 0.5)
+    no = np.array([False, False])
+    step = {"terminated": no, "truncated": no, "valid": ~no}
+    observation = np.zeros((2, 1), np.float32)
+    accumulator.add(observation, np.array([0, 1]), np.zeros(2), next_observation=observation, **step)
+    got = accumulator.add(
+        observation, np.array([2, 3]), np.zeros(2), next_observation=observation, **(step | {"truncated": ~no})
+    )
+    assert got.action.tolist() == [0, 1, 2, 3]
+
+
+def test_open_windows_are_forgotten_when_cleared():
+    accumulator = NStepAccumulator(1, 2, 0.5)
+    one_env(accumulator, 0, 1)
+    accumulator.clear()
+    assert one_env(accumulator, 5, 1) == []
+    assert one_env(accumulator, 6, 1) == [(5, 5, 1.5, 0.25, 7)]
+
+
+@pytest.mark.parametrize("n_step", [1, 2, 3])
+def test_small_rewards_beside_large_ones_are_summed_in_float64(n_step):
+    accumulator = NStepAccumulator(1, n_step, 1.0)
+    rewards = [2.0**30, 1.0, 1.0][:n_step]
+    for t, reward in enumerate(rewards):
+        rows = one_env(accumulator, t, reward)
+    assert rows[0][2] == sum(rewards)
+
+
+@pytest.mark.parametrize("n_step", [1, 3])
+def test_observations_written_over_by_the_environment_stay_as_they_were(n_step):
+    buffer, accumulator = make_buffer(20, (1,)), NStepAccumulator(1, n_step, 0.5)
+    now, following = np.zeros((1, 1), np.float32), np.zeros((1, 1), np.float32)
+    no, yes, action, reward = np.array([False]), np.array([True]), np.array([0]), np.array([1.0])
+    for t in range(12):
+        now[:], following[:] = t, t + 1
+        action[:], reward[:] = t % 2, t
+        buffer.add(accumulator.add(now, action, reward, no, no, following, yes))
+        now[:] = following[:] = reward[:] = action[:] = -1
+    stored = 12 - n_step + 1
+    assert len(buffer) == stored
+    assert buffer.storage.observation[:stored, 0].tolist() == list(range(stored))
+    assert buffer.storage.action[:stored].tolist() == [t % 2 for t in range(stored)]
+    assert buffer.storage.next_observation[:stored, 0].tolist() == list(range(n_step, 13))
+
+
+# -- the ring ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("capacity", [1, 2, 7, 16])
+def test_the_ring_holds_the_latest_transitions_in_order(capacity):
+    buffer, kept, random, upcoming = make_buffer(capacity), [], rng(capacity), 0
+    for _ in range(100):
+        count = int(random.choice([0, 1, random.integers(capacity + 1), capacity]))
+        buffer.add(rows(range(upcoming, upcoming + count)))
+        kept = (kept + list(range(upcoming, upcoming + count)))[-capacity:]
+        upcoming += count
+        assert len(buffer) == len(kept)
+        arrays = buffer.state_arrays()
+        oldest_first = np.roll(np.arange(len(kept)), -int(arrays["head"]) if len(kept) == capacity else 0)
+        assert arrays["action"][oldest_first].tolist() == kept
+        expected = rows(kept)
+        for name in Transition._fields:
+            assert (arrays[name][oldest_first] == getattr(expected, name).astype(arrays[name].dtype)).all()
+
+
+def test_more_at_once_than_fit_are_refused():
+    buffer = make_buffer(3)
+    buffer.add(rows([1]))
+    with pytest.raises(ValueError, match=r"data\.buffer\.capacity: 4 transitions at once do not fit into 3"):
+        buffer.add(rows(range(4)))
+    assert buffer.state_arrays()["action"].tolist() == [1]
+
+
+@pytest.mark.parametrize("capacity", [0, -1])
+def test_a_capacity_below_one_is_refused(capacity):
+    with pytest.raises(ValueError, match=r"data\.buffer\.capacity must be at least 1"):
+        ReplayBuffer(capacity)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1,), (3,), (2, 4, 5)])
+def test_observations_of_any_kind_are_stored_as_they_are_and_take_the_memory_that_was_foretold(dtype, shape):
+    buffer = make_buffer(5, shape, dtype)
+    numbers = [0, 1, 0, 1, 1, 0, 1] if dtype == "bool" else list(range(7))
+    buffer.add(rows(numbers[:4], shape, dtype))
+    buffer.add(rows(numbers[4:], shape, dtype))
+    batch = buffer.sample(3, 4, rng())
+    assert batch.transition.observation.shape == batch.transition.next_observation.shape == (3, 4, *shape)
+    assert batch.transition.observation.dtype == batch.transition.next_observation.dtype == getattr(torch, dtype)
+    latest = {0: 5, 1: 6, 2: 2, 3: 3, 4: 4}
+    for index, observation in zip(
+        batch.index.flatten().tolist(), batch.transition.observation.flatten(0, 1), strict=True
+    ):
+        assert (observation.numpy() == np.dtype(dtype).type(numbers[latest[index]])).all()
+    assert buffer.num_bytes(shape, np.dtype(dtype)) == sum(field.nbytes for field in buffer.storage)
+
+
+def test_an_image_costs_its_two_copies_and_sixteen_bytes():
+    assert ReplayBuffer(1000).num_bytes((4, 84, 84), np.dtype("uint8")) == 1000 * (2 * 4 * 84 * 84 + 16)
+
+
+def test_observations_without_a_torch_dtype_are_refused():
+    with pytest.raises(ValueError, match=r"data\.env_id: observations of dtype complex64"):
+        ReplayBuffer(3).allocate((2,), np.dtype("complex64"))
+
+
+def test_a_sample_has_the_shapes_and_dtypes_of_a_batch():
+    buffer = make_buffer(10)
+    buffer.add(rows(range(10)))
+    batch = buffer.sample(3, 4, rng())
+    assert batch.transition.observation.shape == batch.transition.next_observation.shape == (3, 4, 2)
+    for field, dtype in [
+        (batch.transition.action, torch.int64),
+        (batch.transition.reward, torch.float32),
+        (batch.transition.discount, torch.float32),
+        (batch.index, torch.int64),
+        (batch.weight, torch.float32),
+    ]:
+        assert field.shape == (3, 4)
+        assert field.dtype == dtype
+    assert (batch.weight == 1).all()
+
+
+def test_the_fields_of_a_sampled_row_belong_together_and_stand_at_its_index():
+    buffer = make_buffer(10)
+    buffer.add(rows(range(4)))
+    buffer.add(rows(range(4, 13)))
+    batch = buffer.sample(20, 5, rng())
+    number = batch.transition.action
+    assert (batch.transition.observation == number[..., None]).all()
+    assert (batch.transition.next_observation == number[..., None] + 1).all()
+    assert (batch.transition.reward == number / 2).all()
+    assert (batch.transition.discount == number / 1024).all()
+    assert (buffer.storage.action[batch.index] == number).all()
+
+
+def test_changing_a_sample_changes_nothing_stored():
+    buffer = make_buffer(6)
+    buffer.add(rows(range(6)))
+    before = [field.clone() for field in buffer.storage]
+    batch = buffer.sample(2, 30, rng())
+    for field in batch.transition:
+        field.zero_()
+    assert all(torch.equal(field, kept) for field, kept in zip(buffer.storage, before, strict=True))
+
+
+def test_what_is_stored_later_does_not_change_a_sample():
+    buffer = make_buffer(3)
+    buffer.add(rows([1, 2, 3]))
+    batch = buffer.sample(1, 30, rng())
+    buffer.add(rows([7, 8, 9]))
+    assert set(batch.transition.action.flatten().tolist()) == {1, 2, 3}
+
+
+def test_every_transition_is_drawn_equally_often():
+    buffer = make_buffer(50)
+    buffer.add(rows(range(50)))
+    buffer.add(rows(range(50, 80)))
+    drawn = torch.bincount(buffer.sample(500, 100, rng()).index.flatten(), minlength=50)
+    chi2 = float(((drawn - 1000) ** 2 / 1000).sum())
+    assert 15 < chi2 < 85.4  # 49 degrees of freedom: below 85.4 with probability .999
+
+
+def test_rows_that_were_never_written_are_never_drawn():
+    buffer = make_buffer(100)
+    buffer.storage.action.fill_(-1)
+    buffer.add(rows(range(7)))
+    actions = buffer.sample(100, 50, rng()).transition.action
+    assert set(actions.flatten().tolist()) == set(range(7))
+
+
+def test_an_empty_buffer_says_what_is_missing():
+    with pytest.raises(RuntimeError, match="the replay buffer is empty: an ExperienceCollector"):
+        make_buffer(3).sample(1, 1, rng())
+
+
+def test_a_buffer_without_storage_says_so():
+    with pytest.raises(RuntimeError, match="no storage yet"):
+        ReplayBuffer(3).add(rows([1]))
+
+
+def test_allocating_again_empties_the_buffer():
+    buffer = make_buffer(3)
+    buffer.add(rows([1, 2]))
+    buffer.allocate((2,), np.dtype("float32"))
+    assert len(buffer) == 0
+    buffer.add(rows([5]))
+    assert buffer.state_arrays()["action"].tolist() == [5]
+
+
+@pytest.mark.parametrize("count", [0, 2, 5, 8, 10, 13])
+def test_a_restored_buffer_goes_on_as_the_original_would(count):
+    buffer, copy = make_buffer(5), make_buffer(5)
+    for number in range(count):
+        buffer.add(rows([number]))
+    copy.load_state_arrays({name: array.copy() for name, array in buffer.state_arrays().items()})
+    for more in ([], [100], [101, 102, 103]):
+        buffer.add(rows(more))
+        copy.add(rows(more))
+        assert len(copy) == len(buffer)
+        for name, array in buffer.state_arrays().items():
+            assert (copy.state_arrays()[name] == array).all()
+    if count:
+        assert torch.equal(copy.sample(3, 4, rng(1)).index, buffer.sample(3, 4, rng(1)).index)
+
+
+@pytest.mark.parametrize(
+    ("capacity", "shape", "dtype"),
+    [(5, (3,), "float32"), (5, (2,), "float64"), (4, (2,), "float32"), (9, (2,), "float32")],
+)
+def test_state_of_another_kind_of_buffer_is_refused_and_nothing_changes(capacity, shape, dtype):
+    buffer, other = make_buffer(5), make_buffer(capacity, shape, dtype)
+    buffer.add(rows(range(5)))
+    buffer.add(rows(range(5, 7)))
+    other.add(rows([1, 2], shape, dtype))
+    with pytest.raises(ValueError, match=r"data\.buffer"):
+        other.load_state_arrays({name: array.copy() for name, array in buffer.state_arrays().items()})
+    assert other.state_arrays()["action"].tolist() == [1, 2]
+
+
+def test_uniform_replay_does_not_care_for_priorities():
+    buffer = make_buffer(5)
+    buffer.add(rows(range(5)))
+    before = buffer.sample(2, 3, rng())
+    buffer.update_priorities(before.index, torch.full((2, 3), 1e6))
+    assert torch.equal(buffer.sample(2, 3, rng()).index, before.index)
+
+
+# -- the dataset -------------------------------------------------------------------------------------------------------
+
+
+def make_dataset(buffer, iterations=5):
+    return ReplayDataset(buffer, batch_size=4, gradient_steps=3, iterations_per_epoch=iterations, rng=rng(3))
+
+
+def test_the_length_of_a_dataset_is_the_iterations_of_an_epoch():
+    assert len(make_dataset(make_buffer(5), iterations=11)) == 11
+
+
+def test_iterating_again_goes_on_rather_than_starting_anew():
+    buffer = make_buffer(50)
+    buffer.add(rows(range(50)))
+    one, other = make_dataset(buffer), make_dataset(buffer)
+    iterator = iter(one)
+    through = [next(iterator).index for _ in range(4)]
+    again = [next(iter(other)).index for _ in range(4)]
+    assert all(torch.equal(a, b) for a, b in zip(through, again, strict=True))
+    assert not torch.equal(through[0], through[1])
+
+
+def test_batches_are_drawn_from_what_is_stored_at_that_moment():
+    buffer = make_buffer(50)
+    buffer.add(rows([1]))
+    iterator = iter(make_dataset(buffer))
+    assert set(next(iterator).transition.action.flatten().tolist()) == {1}
+    buffer.allocate((2,), np.dtype("float32"))
+    buffer.add(rows([2]))
+    assert set(next(iterator).transition.action.flatten().tolist()) == {2}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_worker_process_is_refused_with_a_message_that_reaches_the_user():
+    buffer = make_buffer(5)
+    buffer.add(rows([1]))
+    with pytest.raises(RuntimeError, match="num_workers must be 0"):
+        next(iter(DataLoader(make_dataset(buffer), batch_size=None, num_workers=1)))

@@ -1,0 +1,250 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from lightning_dqn import ExperienceDataModule, GracefulInterrupt, MLPTorso
+from tests.environments import Chain
+
+ROOT = Path(__file__).parents[1]
+
+_RUN = """
+if __name__ == "__main__":
+    import json, multiprocessing, signal, sys
+    from lightning.pytorch import Callback, Trainer
+    from lightning.pytorch.callbacks import ModelCheckpoint
+    from lightning_dqn import DQNLightningModule, ExperienceDataModule, GracefulInterrupt
+
+    class Report(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if batch_idx == 3:
+                print("running", flush=True)
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            self.learned = data.gradient_steps * (batch_idx + 1)
+
+    multiprocessing.set_forkserver_preload(["lightning_dqn"])
+    data = ExperienceDataModule(
+        "CartPole-v1", num_envs=2, vectorization=sys.argv[1], learning_starts=64, train_frequency=4, gradient_steps=2,
+        steps_per_epoch=4_000_000, eval_episodes=2, seed=0,
+    )
+    model = DQNLightningModule(data.observation_shape, data.num_actions)
+    latest = ModelCheckpoint(
+        ".", "latest", every_n_epochs=1, save_on_train_epoch_end=False, enable_version_counter=False
+    )
+    interrupt, report, before = GracefulInterrupt(), Report(), signal.getsignal(signal.SIGINT)
+    trainer = Trainer(
+        accelerator="cpu", max_epochs=2, callbacks=[interrupt, report, latest], logger=False,
+        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
+    )
+    trainer.fit(model, data)
+    print(json.dumps({
+        "interrupted": interrupt.interrupted,
+        "restored": signal.getsignal(signal.SIGINT) is before,
+        "env_steps": data.env_steps,
+        "gradient_steps": model.gradient_steps,
+        "learned": report.learned,
+        "validated": "val/return" in trainer.callback_metrics,
+    }), flush=True)
+"""
+
+
+@contextmanager
+def running(folder, vectorization):
+    """A run in a process and a process group of its own, as under a terminal, from its fourth batch on."""
+    (folder / "run.py").write_text(_RUN)
+    variables = {name: value for name, value in os.environ.items() if name != "PL_GLOBAL_SEED"}
+    variables["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    run = subprocess.Popen(
+        [sys.executable, "run.py", vectorization],
+        cwd=folder,
+        env=variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        for line in run.stdout:
+            if line == "running\n":
+                break
+        yield run
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(run.pid, signal.SIGKILL)
+        run.communicate()
+
+
+def test_ctrl_c_ends_a_run_at_a_step_boundary_with_a_checkpoint_that_resumes(make_trainer, make_model, tmp_path):
+    with running(tmp_path, "sync") as run:
+        run.send_signal(signal.SIGINT)
+        output, errors = run.communicate(timeout=120)
+    assert run.returncode == 0, errors
+    report = json.loads(output.splitlines()[-1])
+    assert report["interrupted"]
+    assert report["restored"]
+    assert report["validated"]
+    # the iteration was finished: all its gradient steps, then all its environment steps
+    assert report["gradient_steps"] == report["learned"] > 0
+    assert report["env_steps"] == 64 + report["gradient_steps"] // 2 * 4
+
+    checkpoint = torch.load(tmp_path / "latest.ckpt", weights_only=True)
+    assert checkpoint["ExperienceDataModule"]["env_steps"] == report["env_steps"]
+    assert checkpoint["gradient_steps"] == report["gradient_steps"]
+    data = ExperienceDataModule(
+        "CartPole-v1",
+        num_envs=2,
+        learning_starts=64,
+        train_frequency=4,
+        gradient_steps=2,
+        steps_per_epoch=400,
+        eval_episodes=2,
+        seed=0,
+    )
+    model = make_model(data, torso=MLPTorso)
+    first = First()
+    make_trainer(callbacks=[first], max_epochs=3).fit(model, data, ckpt_path=tmp_path / "latest.ckpt")
+    assert (first.env_steps, first.gradient_steps) == (report["env_steps"], report["gradient_steps"])
+    assert first.stored == min(report["env_steps"], 100_000)
+    assert data.env_steps > report["env_steps"]
+
+
+class First(Callback):
+    """Notes the counters at the first batch."""
+
+    env_steps = None
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if self.env_steps is None:
+            self.env_steps, self.gradient_steps = trainer.datamodule.env_steps, pl_module.gradient_steps
+            self.stored = len(trainer.datamodule.buffer)
+
+
+def test_ctrl_c_in_a_terminal_reaches_environment_processes_too_and_does_not_break_them(tmp_path):
+    with running(tmp_path, "async") as run:
+        os.killpg(run.pid, signal.SIGINT)
+        output, errors = run.communicate(timeout=120)
+    assert run.returncode == 0, errors
+    assert json.loads(output.splitlines()[-1])["interrupted"]
+    assert (tmp_path / "latest.ckpt").is_file()
+
+
+class Interrupt(Callback):
+    """Presses Ctrl-C at the start of the third batch, and counts the batches that were learned."""
+
+    def __init__(self, times=1):
+        self.times, self.learned, self.handlers = times, 0, []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.handlers.append(signal.getsignal(signal.SIGINT))
+        if batch_idx == 2:
+            for _ in range(self.times):
+                signal.raise_signal(signal.SIGINT)
+
+    def on_train_batch_end(self, *args):
+        self.learned += 1
+
+
+def make_data():
+    return ExperienceDataModule(
+        Chain, num_envs=2, learning_starts=64, train_frequency=4, steps_per_epoch=400, eval_episodes=2, seed=0
+    )
+
+
+def test_the_first_ctrl_c_finishes_the_iteration_and_evaluates_and_saves(make_trainer, make_model, tmp_path):
+    data, interrupt, graceful = make_data(), Interrupt(), GracefulInterrupt()
+    latest = ModelCheckpoint(tmp_path, "latest", save_on_train_epoch_end=False)
+    trainer = make_trainer(callbacks=[graceful, interrupt, latest], enable_checkpointing=True, max_epochs=5)
+    trainer.fit(make_model(data), data)
+    assert graceful.interrupted
+    assert interrupt.learned == 3
+    assert data.env_steps == 64 + 3 * 4
+    assert "val/return" in trainer.callback_metrics
+    assert (
+        torch.load(tmp_path / "latest.ckpt", weights_only=True)["ExperienceDataModule"]["env_steps"] == data.env_steps
+    )
+
+
+def test_an_interrupted_run_that_is_resumed_takes_as_many_steps_as_one_that_was_not(make_trainer, make_model, tmp_path):
+    def fit(ckpt_path=None, times=0):
+        data = make_data()
+        model = make_model(data)
+        latest = ModelCheckpoint(tmp_path, "latest", save_on_train_epoch_end=False, enable_version_counter=False)
+        callbacks = [GracefulInterrupt(), Interrupt(times), latest]
+        trainer = make_trainer(callbacks=callbacks, enable_checkpointing=True, max_epochs=2)
+        trainer.fit(model, data, ckpt_path=ckpt_path)
+        return data.env_steps, model.gradient_steps, trainer.current_epoch
+
+    fit(times=1)
+    assert fit(tmp_path / "latest.ckpt") == fit() == (64 + 800, 1600, 2)
+
+
+def test_the_second_ctrl_c_stops_at_once(make_trainer, make_model):
+    data, interrupt = make_data(), Interrupt(times=2)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        make_trainer(callbacks=[GracefulInterrupt(), interrupt]).fit(make_model(data), data)
+    assert interrupt.learned == 2
+    assert data.env_steps == 64 + 2 * 4
+    assert data.envs is None
+
+
+def test_a_run_that_was_not_interrupted_says_so_and_puts_the_handler_back(make_trainer, make_model):
+    def mine(signum, frame):
+        raise AssertionError
+
+    signal.signal(signal.SIGINT, mine)
+    data, graceful, interrupt = make_data(), GracefulInterrupt(), Interrupt(times=0)
+    make_trainer(callbacks=[graceful, interrupt], limit_val_batches=0).fit(make_model(data), data)
+    assert not graceful.interrupted
+    assert set(interrupt.handlers) != {mine}
+    assert len(set(interrupt.handlers)) == 1
+    assert signal.getsignal(signal.SIGINT) is mine
+
+
+def test_after_an_exception_the_handler_is_put_back(make_trainer, make_model):
+    class Break(Callback):
+        def on_train_batch_end(self, *args):
+            raise RuntimeError("broken on purpose")
+
+    before, data = signal.getsignal(signal.SIGINT), make_data()
+    with pytest.raises(RuntimeError, match="broken on purpose"):
+        make_trainer(callbacks=[GracefulInterrupt(), Break()]).fit(make_model(data), data)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_callback_can_be_used_again(make_trainer, make_model):
+    graceful = GracefulInterrupt()
+    for _ in range(2):
+        data, interrupt = make_data(), Interrupt()
+        make_trainer(callbacks=[graceful, interrupt], limit_val_batches=0).fit(make_model(data), data)
+        assert interrupt.learned == 3
+    data = make_data()
+    make_trainer(callbacks=[graceful], limit_val_batches=0).fit(make_model(data), data)
+    assert not graceful.interrupted
+
+
+def test_outside_the_main_thread_no_handler_is_installed(make_trainer, make_model):
+    before, data, interrupt, failures = signal.getsignal(signal.SIGINT), make_data(), Interrupt(times=0), []
+
+    def fit():
+        try:
+            make_trainer(callbacks=[GracefulInterrupt(), interrupt], limit_val_batches=0).fit(make_model(data), data)
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=fit)
+    thread.start()
+    thread.join(60)
+    assert failures == []
+    assert interrupt.learned == 100
+    assert set(interrupt.handlers) == {before}
+    assert signal.getsignal(signal.SIGINT) is before
