@@ -4,7 +4,7 @@ from lightning_dqn.collector import ExperienceCollector as ExperienceCollector
 from lightning_dqn.datamodule import ExperienceDataModule as ExperienceDataModule
 from lightning_dqn.distributions import ExpectedReturn as ExpectedReturn
 from lightning_dqn.distributions import ReturnDistribution as ReturnDistribution
-from lightning_dqn.envs import EvaluationEpisodes as EvaluationEpisodes
+from lightning_dqn.evaluation import EvaluationEpisodes as EvaluationEpisodes
 from lightning_dqn.exploration import Boltzmann as Boltzmann
 from lightning_dqn.exploration import EpisodeDecay as EpisodeDecay
 from lightning_dqn.exploration import EpsilonGreedy as EpsilonGreedy

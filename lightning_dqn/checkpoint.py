@@ -69,8 +69,8 @@ def load_snapshot(directory: Path) -> tuple[dict[str, NDArray[Any]], dict[str, A
     """
     try:
         manifest = json.loads((directory / _MANIFEST).read_text())
-        version, files, meta = manifest["format_version"], manifest["files"], manifest["meta"]
-    except (OSError, ValueError, KeyError) as error:
+        version, files, meta = manifest["format_version"], dict(manifest["files"]), manifest["meta"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise SnapshotError(f"{directory} holds no readable replay snapshot: {error}") from error
     if version != FORMAT_VERSION:
         raise SnapshotError(f"{directory} has snapshot format {version}, this version reads {FORMAT_VERSION}")
@@ -83,7 +83,7 @@ def load_snapshot(directory: Path) -> tuple[dict[str, NDArray[Any]], dict[str, A
             if _sha256(path) != checksum:
                 raise SnapshotError(f"{path} is damaged: its checksum does not match the manifest")
             arrays[path.stem] = np.load(path, allow_pickle=False)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:
             raise SnapshotError(f"{path} cannot be read: {error}") from error
     return arrays, meta
 

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from lightning_dqn.checkpoint import SnapshotError, load_snapshot, prune_snapshots, save_snapshot
 from lightning_dqn.datamodule import ExperienceDataModule, RandomStream
-from lightning_dqn.envs import VectorStep
 from lightning_dqn.exploration import EpsilonGreedy, Explorer
+from lightning_dqn.stepping import VectorStep
 from lightning_dqn.transition import ReplayBatch
 
 

@@ -10,23 +10,15 @@ from typing import Any, get_args
 
 import numpy as np
 from gymnasium import spaces
-from gymnasium.vector import AsyncVectorEnv, VectorEnv
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.vector import VectorEnv
 from lightning.pytorch import LightningDataModule
 
-from lightning_dqn.envs import (
-    EnvSource,
-    EvaluationEpisodes,
-    EvaluationSchedule,
-    SeededEnvs,
-    Vectorization,
-    Wrapper,
-    episode_seeds,
-    make_env,
-    make_envs,
-    resolve_env,
-)
+from lightning_dqn.envs import EnvSource, Vectorization, Wrapper, close_envs, make_env, make_envs, resolve_env
+from lightning_dqn.evaluation import EvaluationEpisodes, EvaluationSchedule
 from lightning_dqn.hparams import save_plain_hyperparameters
 from lightning_dqn.replay import NStepAccumulator, ReplayBuffer, ReplayDataset
+from lightning_dqn.stepping import SeededEnvs, episode_seeds
 
 
 class RandomStream(IntEnum):
@@ -261,20 +253,14 @@ class ExperienceDataModule(LightningDataModule):
 
     def on_exception(self, exception: BaseException) -> None:
         """Closes the environments: after an exception the Trainer does not call :meth:`teardown`."""
-        # a worker that died or hangs would not answer, and an orderly end would wait for it
-        self.close(terminate=True)
+        self.close()
 
-    def close(self, terminate: bool = False) -> None:
-        """Closes training and evaluation environments; the replay stays.
-
-        Args:
-            terminate: Ends environment processes without asking them first.
-        """
-        for envs in (self.envs.envs if self.envs is not None else None, self._evaluation_envs):
-            if isinstance(envs, AsyncVectorEnv):
-                envs.close(terminate=terminate)
-            elif envs is not None:
-                envs.close()
+    def close(self) -> None:
+        """Closes training and evaluation environments; the replay stays."""
+        if self.envs is not None:
+            self.envs.close()
+        if self._evaluation_envs is not None:
+            close_envs(self._evaluation_envs)
         self.envs = self._evaluation_envs = None
 
     def _episodes(self, stream: RandomStream) -> EvaluationSchedule:
@@ -296,6 +282,8 @@ class ExperienceDataModule(LightningDataModule):
             registered = not callable(resolve_env(self.env_id))
             vectorization = "sync" if self.vectorization == "native" and registered else self.vectorization
             count = min(self.eval_num_envs, self.eval_episodes)
+            if vectorization == "async":  # no more processes than training has
+                count = min(count, self.num_envs)
             self._evaluation_envs = make_envs(self.env_id, count, self.env_kwargs, self.wrappers, vectorization)
         return self._evaluation_envs
 
@@ -324,4 +312,6 @@ def _choose_seed(seed: int | None) -> int:
 
 
 def _name(env_id: EnvSource) -> str:
-    return env_id if isinstance(env_id, str) else getattr(env_id, "__qualname__", type(env_id).__qualname__)
+    if isinstance(env_id, str | EnvSpec):
+        return env_id if isinstance(env_id, str) else env_id.id
+    return getattr(env_id, "__qualname__", type(env_id).__qualname__)

@@ -38,8 +38,8 @@ def cgroup_headroom(root: Path = _CGROUP, membership: Path = Path("/proc/self/cg
             if not level.is_relative_to(root):
                 break
             headrooms.append(_headroom(level / "memory.max", level / "memory.current"))
-        legacy = root / "memory" / group.lstrip("/")
-        headrooms.append(_headroom(legacy / "memory.limit_in_bytes", legacy / "memory.usage_in_bytes"))
+            legacy = root / "memory" / level.relative_to(root)
+            headrooms.append(_headroom(legacy / "memory.limit_in_bytes", legacy / "memory.usage_in_bytes"))
     return min((room for room in headrooms if room is not None), default=None)
 
 

@@ -298,3 +298,10 @@ class ReplayDataset(IterableDataset[ReplayBatch]):
             )
         while True:
             yield self.buffer.sample(self.gradient_steps, self.batch_size, self.rng)
+
+    def state_dict(self) -> dict[str, int]:
+        """Nothing; but having one tells the Trainer that the stream can be resumed, which the collector sees to."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Nothing to do."""

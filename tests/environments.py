@@ -353,16 +353,19 @@ class ContinuousActions(Chain):
     action_space = spaces.Box(-1, 1, (2,), np.float32)
 
 
-class StayingVector(ChainVector):
-    """A native chain in which action 0 does not move, as a wall may not let it."""
+class WaitingVector(ChainVector):
+    """A native chain that stays where it is for ten steps after everything was reset, like a game that counts down."""
+
+    def reset(self, *, seed=None, options=None):
+        self.countdown = 10
+        return super().reset(seed=seed, options=options)
 
     def step(self, actions):
-        stays = (np.asarray(actions) == 0) & ~self.ended
-        before = self.t.copy()
-        _, reward, terminated, truncated, infos = super().step(actions)
-        self.t[stays] = before[stays]
-        self.ended[stays] = terminated[stays] = truncated[stays] = False
-        return self._observe(), reward * ~stays, terminated, truncated, infos
+        if self.countdown == 0:
+            return super().step(actions)
+        self.countdown -= 1
+        no = np.zeros(self.num_envs, bool)
+        return self._observe(), np.zeros(self.num_envs), no, no.copy(), {}
 
 
 NOT_AN_ENVIRONMENT = 42

@@ -14,7 +14,7 @@ PATH = {
         "ExperienceCollector._collect",
         "ExperienceCollector._explore",
     ],
-    "envs": ["SeededEnvs.step", "SeededEnvs._start_episodes"],
+    "stepping": ["SeededEnvs.step", "SeededEnvs._start_episodes"],
     "replay": [
         "NStepAccumulator.add",
         "ReplayBuffer.add",

@@ -37,7 +37,7 @@ from lightning_dqn import (
     Transition,
 )
 from lightning_dqn.distributions import ExpectedReturn
-from lightning_dqn.envs import PlayedEpisodes
+from lightning_dqn.evaluation import PlayedEpisodes
 from lightning_dqn.functional import huber_error, squared_error
 
 FEATURES, ACTIONS, BATCH_SIZE = 4, 3, 8

@@ -1,0 +1,94 @@
+"""Evaluation: episodes with fixed seeds, played greedily in environments of their own.
+
+Shapes: ``E`` episodes, ``N`` environments, ``O`` the observation shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from gymnasium.vector import VectorEnv
+from numpy.typing import NDArray
+
+from lightning_dqn.stepping import SeededEnvs
+
+
+class PlayedEpisodes(NamedTuple):
+    """Finished episodes, in the order of their seeds.
+
+    Attributes:
+        seeds: ``[E]``, int64.
+        returns: Undiscounted, ``[E]``, float64.
+        lengths: In environment steps, ``[E]``, int64.
+    """
+
+    seeds: NDArray[np.int64]
+    returns: NDArray[np.float64]
+    lengths: NDArray[np.int64]
+
+
+class EvaluationEpisodes:
+    """Episodes with fixed seeds, played when asked, in environments that training never touches.
+
+    Args:
+        envs: Returns the vector environment to play in; called at every :meth:`play`, so it may keep one.
+        seeds: Seed of each episode.
+        max_episode_steps: Longest an episode may get; ``None``: as long as the environment lets it.
+    """
+
+    def __init__(
+        self, envs: Callable[[], VectorEnv[Any, Any, Any]], seeds: Sequence[int], max_episode_steps: int | None = None
+    ) -> None:
+        self.envs = envs
+        self.seeds = list(seeds)
+        self.max_episode_steps = max_episode_steps
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+    def play(self, policy: Callable[[NDArray[Any]], NDArray[np.int64]]) -> PlayedEpisodes:
+        """Plays every episode to its end.
+
+        Args:
+            policy: Maps observations ``[N, *O]`` to action indices ``[N]``.
+        """
+        returns = np.zeros(len(self))
+        lengths = np.zeros(len(self), np.int64)
+        envs = SeededEnvs(self.envs(), self._seeds(), self.max_episode_steps)
+        # environments beyond the last episode play on unwatched, so that every forward has one shape
+        playing = np.arange(envs.num_envs)
+        upcoming = envs.num_envs
+        observation = envs.reset()
+        while (playing < len(self)).any():
+            step = envs.step(policy(observation))
+            observation = step.observation
+            for i in np.flatnonzero(step.done):
+                if playing[i] < len(self):
+                    returns[playing[i]], lengths[playing[i]] = step.episode_return[i], step.episode_length[i]
+                playing[i] = upcoming
+                upcoming += 1
+        return PlayedEpisodes(np.array(self.seeds, np.int64), returns, lengths)
+
+    def _seeds(self) -> Iterator[int]:
+        yield from self.seeds
+        while True:
+            yield self.seeds[-1]
+
+
+class EvaluationSchedule:
+    """Evaluation episodes in batches, as a dataloader: an iterable with a length.
+
+    Args:
+        batches: What it yields.
+    """
+
+    def __init__(self, batches: Sequence[EvaluationEpisodes]) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[EvaluationEpisodes]:
+        return iter(self.batches)

@@ -1,0 +1,202 @@
+"""Stepping many environments at once: every episode is reset explicitly, with a seed of its own.
+
+Shapes: ``N`` environments, ``O`` the observation shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from numpy.typing import NDArray
+
+from lightning_dqn.envs import close_envs
+
+
+def episode_seeds(rng: np.random.Generator) -> Iterator[int]:
+    """Endless seeds, one for each episode to come."""
+    while True:
+        yield int(rng.integers(2**31))
+
+
+class VectorStep(NamedTuple):
+    """What one step of all environments brought.
+
+    Attributes:
+        next_observation: Where the action led, also where an episode ended there, ``[N, *O]``.
+        reward: ``[N]``, float64.
+        terminated: The episode reached a terminal state, ``[N]``, bool.
+        truncated: The episode was cut off elsewhere, ``[N]``, bool; false where ``terminated``.
+        observation: What to act on next: the first of a new episode where one ended, ``[N, *O]``.
+        valid: False where the environment only reset itself and no step was taken, ``[N]``, bool.
+        episode_return: Undiscounted return of the episode up to this step, ``[N]``, float64.
+        episode_length: Steps of the episode up to this one, ``[N]``, int64.
+    """
+
+    next_observation: NDArray[Any]
+    reward: NDArray[np.float64]
+    terminated: NDArray[np.bool_]
+    truncated: NDArray[np.bool_]
+    observation: NDArray[Any]
+    valid: NDArray[np.bool_]
+    episode_return: NDArray[np.float64]
+    episode_length: NDArray[np.int64]
+
+    @property
+    def outcome(self) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
+        """What replay needs to know: reward, terminated, truncated, next observation, valid."""
+        return self.reward, self.terminated, self.truncated, self.next_observation, self.valid
+
+    @property
+    def done(self) -> NDArray[np.bool_]:
+        """The episode ended here, one way or the other, ``[N]``."""
+        return self.terminated | self.truncated
+
+
+class SeededEnvs:
+    """Vector environments whose every episode starts by an explicit reset with a seed of its own.
+
+    The reset comes right after the step that ended the episode and touches only the environments that ended, so there
+    are no reset steps to drop and no ``final_obs`` to fetch, and an episode can be replayed from its seed and actions.
+    A native vector environment that cannot reset some of its members alone is found out at set-up; it then resets them
+    by itself on the step after the end, and these steps come back with ``valid`` false.
+
+    Args:
+        envs: What to step.
+        seeds: Where the seed of each new episode comes from.
+        max_episode_steps: Cuts longer episodes off (a truncation); ``None`` leaves that to the environment, as does an
+            environment that cannot be reset alone.
+    """
+
+    def __init__(
+        self, envs: VectorEnv[Any, Any, Any], seeds: Iterator[int], max_episode_steps: int | None = None
+    ) -> None:
+        self.envs = envs
+        self.num_envs = envs.num_envs
+        self.seeds = seeds
+        space = envs.single_action_space
+        assert isinstance(space, spaces.Discrete)  # check_spaces has seen to it
+        self.num_actions = int(space.n)
+        self._first_action = int(space.start)
+        self._may_be_infinite = np.issubdtype(envs.single_observation_space.dtype, np.floating)
+        self._is_native = not isinstance(envs, SyncVectorEnv | AsyncVectorEnv)
+        self.resets_alone = not self._is_native or _resets_alone(envs)
+        # an episode can only be cut off by those who can then start the next one
+        self.max_episode_steps = max_episode_steps if max_episode_steps and self.resets_alone else np.inf
+        self.episode_seed = np.zeros(self.num_envs, np.int64)
+        self.episode_return = np.zeros(self.num_envs)
+        self.episode_length = np.zeros(self.num_envs, np.int64)
+        self._resets_next = np.zeros(self.num_envs, np.bool_)
+
+    def reset(self) -> NDArray[Any]:
+        """Starts a new episode in every environment; returns the first observations, ``[N, *O]``."""
+        seeds = [next(self.seeds) for _ in range(self.num_envs)]
+        # an environment that cannot reset its members alone takes one seed for all of them
+        takes_one = self._is_native and (self.num_envs == 1 or not self.resets_alone)
+        observation, _ = self.envs.reset(seed=seeds[0] if takes_one else seeds)  # type: ignore[arg-type]
+        self.episode_seed[:] = seeds
+        self.episode_return[:] = 0
+        self.episode_length[:] = 0
+        self._resets_next[:] = False
+        return self._own(observation)
+
+    def step(self, action: NDArray[np.int64]) -> VectorStep:
+        """Takes one step in every environment and starts a new episode where one ended.
+
+        Args:
+            action: Action indices in ``[0, num_actions)``, ``[N]``; the space's own ``start`` is added here.
+
+        Raises:
+            ValueError: If an environment returns a reward or observation that is NaN or infinite.
+        """
+        following, reward, terminated, truncated, _ = self.envs.step(action + self._first_action)
+        following = self._own(following)
+        valid = ~self._resets_next
+        self.episode_return += reward * valid
+        self.episode_length += valid
+        self._check_finite(following, reward)
+        # both flags at once mean a terminal state that was also the last allowed step: there is nothing to bootstrap
+        truncated = (truncated | (self.episode_length >= self.max_episode_steps)) & ~terminated
+        totals = self.episode_return.copy(), self.episode_length.copy()
+        done = terminated | truncated
+        observation = self._start_episodes(done, following) if done.any() else following
+        self._resets_next = done & (not self.resets_alone)
+        return VectorStep(following, np.asarray(reward, np.float64), terminated, truncated, observation, valid, *totals)
+
+    def close(self) -> None:
+        """Closes the environments and ends their processes."""
+        close_envs(self.envs)
+
+    def _start_episodes(self, done: NDArray[np.bool_], following: NDArray[Any]) -> NDArray[Any]:
+        self.episode_return[done] = 0
+        self.episode_length[done] = 0
+        if not self.resets_alone:
+            return following
+        seeds: list[int | None] = [None] * self.num_envs
+        for i in np.flatnonzero(done):
+            self.episode_seed[i] = seeds[i] = next(self.seeds)
+        if self._is_native and self.num_envs == 1:
+            observation, _ = self.envs.reset(seed=seeds[0])
+        else:  # gymnasium pops the mask from the dictionary it is given, hence a new one every time
+            observation, _ = self.envs.reset(seed=seeds, options={"reset_mask": done.copy()})  # type: ignore[arg-type]
+        return self._own(observation)
+
+    def _own(self, observation: NDArray[Any]) -> NDArray[Any]:
+        # a native environment may hand out the array it works on, and write over it at the next step or reset
+        return observation.copy() if self._is_native else observation
+
+    def _check_finite(self, observation: NDArray[Any], reward: NDArray[np.float64]) -> None:
+        if np.isfinite(reward).all() and not (self._may_be_infinite and not np.isfinite(observation).all()):
+            return
+        finite = np.isfinite(reward) & np.isfinite(observation).reshape(self.num_envs, -1).all(axis=1)
+        i = int(np.flatnonzero(~finite)[0])
+        what = "an observation" if np.isfinite(reward[i]) else f"a reward of {reward[i]}"
+        raise ValueError(
+            f"environment {i} returned {what} that is not finite at step {self.episode_length[i]} of its episode "
+            f"(episode seed {self.episode_seed[i]})"
+        )
+
+
+def _resets_alone(envs: VectorEnv[Any, Any, Any]) -> bool:
+    """Whether a native environment's members can be reset one by one, found out by trying.
+
+    Raises:
+        ValueError: If they cannot and do not reset themselves on the step after the end either.
+    """
+    # the environment's own attribute first: the metadata dictionary can be shared between classes and be stale
+    mode = getattr(envs.unwrapped, "autoreset_mode", envs.metadata.get("autoreset_mode"))
+    if mode == AutoresetMode.SAME_STEP:
+        raise ValueError(
+            "data.vectorization: this native vector environment resets within the step that ends an episode, which "
+            "hides the last observation; make it with next-step autoreset"
+        )
+    alone = envs.num_envs == 1 or _leaves_others_alone(envs)
+    if not alone and mode == AutoresetMode.DISABLED:
+        raise ValueError(
+            "data.vectorization: this native vector environment neither resets by itself nor some of its members "
+            "alone; use sync or async"
+        )
+    return alone
+
+
+def _leaves_others_alone(envs: VectorEnv[Any, Any, Any]) -> bool:
+    """Whether a masked reset of the first environment leaves the others as they are."""
+    mask = np.zeros(envs.num_envs, np.bool_)
+    mask[0] = True
+    seeds: list[int | None] = [1] + [None] * (envs.num_envs - 1)
+    rng = np.random.default_rng(0)
+    space = envs.single_action_space
+    assert isinstance(space, spaces.Discrete)
+    try:
+        first = envs.reset(seed=0)[0].copy()
+        for _ in range(100):
+            before = envs.step(space.start + rng.integers(space.n, size=envs.num_envs))[0].copy()
+            if (before[1:] != first[1:]).any():  # only one that has left its start shows whether it was sent back
+                after, _ = envs.reset(seed=seeds, options={"reset_mask": mask})  # type: ignore[arg-type]
+                return bool((before[1:] == after[1:]).all())
+    except Exception:
+        return False
+    return False
