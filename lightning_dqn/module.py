@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -26,13 +27,14 @@ from lightning_dqn.networks import HeadFactory, MLPTorso, QNetwork, TorsoFactory
 from lightning_dqn.targets import DoubleQLearning, TargetRule
 from lightning_dqn.threads import limit_threads, restore_threads
 from lightning_dqn.transition import ReplayBatch, Transition
+from lightning_dqn.watchers import updates_are_watched
 
 
 @dataclass
 class _Iteration:
     """Which of the ``K`` minibatches of a Lightning batch is next, and what became of those already learned from."""
 
-    num_updates: int = 0
+    batch: ReplayBatch | None = None
     update: int = 0
     losses: list[Tensor] = field(default_factory=list)
     td_errors: list[Tensor] = field(default_factory=list)
@@ -103,6 +105,7 @@ class DQNLightningModule(LightningModule):
         self.test_metrics = EpisodeMetrics()
         self._iteration = _Iteration()
         self._weights: _Weights | None = None
+        self._watched = True
 
     def __setattr__(self, name: str, value: Any) -> None:
         # the Trainer sets this one name several times per hook, and torch's own __setattr__ is a slow way to do so
@@ -178,8 +181,9 @@ class DQNLightningModule(LightningModule):
             )
 
     def on_fit_start(self) -> None:
-        """Takes no more CPU threads than the network is worth."""
+        """Takes no more CPU threads than the network is worth, and looks who watches the updates."""
         self._threads = limit_threads(self.online)
+        self._watched = updates_are_watched(self)
 
     def on_fit_end(self) -> None:
         """Gives the threads back."""
@@ -191,7 +195,7 @@ class DQNLightningModule(LightningModule):
 
     def on_train_batch_start(self, batch: ReplayBatch, batch_idx: int) -> None:
         """Begins with the first minibatch."""
-        self._iteration = _Iteration(num_updates=len(batch.weight))
+        self._iteration = _Iteration(batch)
 
     def training_step(self, batch: ReplayBatch, batch_idx: int) -> dict[str, Any]:
         """Loss of the next minibatch of the batch.
@@ -221,13 +225,32 @@ class DQNLightningModule(LightningModule):
         """Takes one gradient step per minibatch, by running the closure that often, as LBFGS does.
 
         The Trainer's per-batch work is so paid once for ``K`` updates, while clipping and precision see every one.
+        Where nobody looks at single updates, all but the last leave out the Trainer's hooks, which would do nothing.
         """
-        for k in range(self._iteration.num_updates):
+        batch = self._iteration.batch
+        assert batch is not None
+        plain = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
+        unhooked = partial(self._gradients, batch, batch_idx, plain)
+        for k in range(len(batch.weight)):
             self._iteration.update = k
-            optimizer.step(closure=optimizer_closure)
+            if self._watched or k == len(batch.weight) - 1:
+                optimizer.step(closure=optimizer_closure)
+            else:
+                plain.step(unhooked)
             self.gradient_steps += 1
             if self.gradient_steps % self.target_update_period == 0:
                 self.update_target()
+
+    def _gradients(self, batch: ReplayBatch, batch_idx: int, optimizer: Optimizer) -> float:
+        """What the Trainer's closure does, less the hooks."""
+        loss: Tensor = self.training_step(batch, batch_idx)["loss"]
+        for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
+            parameter.grad = None
+        loss.backward()  # type: ignore[no-untyped-call]
+        clip = self.trainer.gradient_clip_val
+        if clip is not None:
+            self.configure_gradient_clipping(optimizer, clip, self.trainer.gradient_clip_algorithm)
+        return loss  # type: ignore[return-value]
 
     @torch.no_grad()
     def update_target(self) -> None:

@@ -291,11 +291,7 @@ class ReplayDataset(IterableDataset[ReplayBatch]):
         Raises:
             RuntimeError: In a worker process, which would see a copy of the buffer that never fills.
         """
-        if get_worker_info() is not None:
-            raise RuntimeError(
-                "num_workers must be 0: worker processes hold a copy of the replay buffer that new experience never "
-                "reaches. Pass the dataset itself to the Trainer; it needs no DataLoader."
-            )
+        _refuse_workers()
         while True:
             yield self.buffer.sample(self.gradient_steps, self.batch_size, self.rng)
 
@@ -305,3 +301,11 @@ class ReplayDataset(IterableDataset[ReplayBatch]):
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Nothing to do."""
+
+
+def _refuse_workers() -> None:
+    if get_worker_info() is not None:
+        raise RuntimeError(
+            "num_workers must be 0: worker processes hold a copy of the replay buffer that new experience never "
+            "reaches. Pass the dataset itself to the Trainer; it needs no DataLoader."
+        )

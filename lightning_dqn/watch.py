@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 class ProgressBar(TQDMProgressBar):
     """Lightning's bar with return, epsilon and environment steps per second, redrawn every tenth iteration.
 
-    To draw it costs a third of what an iteration of a small network costs, and nobody reads sixty bars a second.
+    Sixty drawings a second are more than anyone reads, and they take their time from the learning.
 
     Args:
         refresh_rate: Iterations between two drawings.

@@ -25,6 +25,7 @@ PATH = {
     "module": [
         "DQNLightningModule.on_train_batch_start",
         "DQNLightningModule.optimizer_step",
+        "DQNLightningModule._gradients",
         "DQNLightningModule.training_step",
         "DQNLightningModule.update_target",
     ],

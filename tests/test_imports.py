@@ -21,13 +21,14 @@ MAY_IMPORT = {
     "signals": set(),
     "threads": set(),
     "watch": set(),
+    "watchers": set(),
     # the learner
     "distributions": {"functional"},
     "targets": {"distributions", "transition"},
     "heads": {"distributions", "functional"},
     "networks": {"distributions", "heads"},
     "metrics": {"functional"},
-    "module": {"heads", "hparams", "metrics", "networks", "targets", "threads", "transition"},
+    "module": {"heads", "hparams", "metrics", "networks", "targets", "threads", "transition", "watchers"},
     # the data
     "replay": {"memory", "transition"},
     "datamodule": {"envs", "evaluation", "hparams", "replay", "stepping"},
