@@ -57,8 +57,8 @@ def check_fits(num_bytes: int, field: str) -> None:
     limits = [limit for limit in (free, headroom) if limit is not None]
     if limits and num_bytes > min(limits):
         raise MemoryError(
-            f"{field}: the replay buffer needs {_gib(num_bytes)}, but {_gib(free)} of memory are available and the "
-            f"cgroup limit leaves {_gib(headroom)}; choose a smaller capacity"
+            f"{field}: the replay buffer does not fit; choose a smaller capacity (needed: {_gib(num_bytes)}, "
+            f"available memory: {_gib(free)}, left by the cgroup limit: {_gib(headroom)})"
         )
 
 

@@ -5,6 +5,7 @@ They stand in a module of their own so that the worker processes of asynchronous
 
 import os
 import signal
+from itertools import count
 from pathlib import Path
 
 import gymnasium as gym
@@ -14,9 +15,23 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from lightning_dqn import ReplayBuffer, Transition
+from lightning_dqn.envs import make_envs
+from lightning_dqn.stepping import SeededEnvs
 
 CHAIN_LENGTH = 7
 CHAIN_LIMITS = (None, 4, 5, 1)
+NO_LIMIT = {"limits": (None,)}
+
+
+def seeded(env_id, num_envs=4, vectorization="sync", seeds=None, max_episode_steps=None, **kwargs):
+    """Copies of an environment, with the seeds 100, 101, ... unless others are given."""
+    envs = make_envs(env_id, num_envs, kwargs, (), vectorization)
+    return SeededEnvs(envs, count(100) if seeds is None else iter(seeds), max_episode_steps)
+
+
+def zeros(num_envs=4):
+    """The first action everywhere."""
+    return np.zeros(num_envs, np.int64)
 
 
 def chain_value(t, gamma, length=CHAIN_LENGTH):

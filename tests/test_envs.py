@@ -16,18 +16,9 @@ from tests.environments import (
     Observing,
     ObservingVector,
     chain_episode,
+    seeded,
+    zeros,
 )
-
-NO_LIMIT = {"limits": (None,)}
-
-
-def seeded(env_id, num_envs=4, vectorization="sync", seeds=None, max_episode_steps=None, **kwargs):
-    envs = make_envs(env_id, num_envs, kwargs, (), vectorization)
-    return SeededEnvs(envs, count(100) if seeds is None else iter(seeds), max_episode_steps)
-
-
-def zeros(num_envs=4):
-    return np.zeros(num_envs, np.int64)
 
 
 @pytest.mark.parametrize(

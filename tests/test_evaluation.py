@@ -1,28 +1,17 @@
-from itertools import count
-
 import numpy as np
 import pytest
 
 from lightning_dqn import EvaluationEpisodes
 from lightning_dqn.envs import make_envs
-from lightning_dqn.stepping import SeededEnvs
 from tests.environments import (
     CHAIN_LENGTH,
+    NO_LIMIT,
     Chain,
     ChainVector,
     Noise,
+    seeded,
+    zeros,
 )
-
-NO_LIMIT = {"limits": (None,)}
-
-
-def seeded(env_id, num_envs=4, vectorization="sync", seeds=None, max_episode_steps=None, **kwargs):
-    envs = make_envs(env_id, num_envs, kwargs, (), vectorization)
-    return SeededEnvs(envs, count(100) if seeds is None else iter(seeds), max_episode_steps)
-
-
-def zeros(num_envs=4):
-    return np.zeros(num_envs, np.int64)
 
 
 def choose(observation):

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode
 
-from lightning_dqn.envs import make_envs
-from lightning_dqn.stepping import SeededEnvs, episode_seeds
+from lightning_dqn.stepping import episode_seeds
 from tests.environments import (
     CHAIN_LENGTH,
+    NO_LIMIT,
     Chain,
     ChainVector,
     Faulty,
@@ -17,18 +17,9 @@ from tests.environments import (
     OffsetActions,
     WaitingVector,
     chain_episode,
+    seeded,
+    zeros,
 )
-
-NO_LIMIT = {"limits": (None,)}
-
-
-def seeded(env_id, num_envs=4, vectorization="sync", seeds=None, max_episode_steps=None, **kwargs):
-    envs = make_envs(env_id, num_envs, kwargs, (), vectorization)
-    return SeededEnvs(envs, count(100) if seeds is None else iter(seeds), max_episode_steps)
-
-
-def zeros(num_envs=4):
-    return np.zeros(num_envs, np.int64)
 
 
 def test_an_episode_that_ends_is_followed_by_a_new_one_and_leaves_its_neighbours_alone():
