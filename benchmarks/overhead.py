@@ -102,7 +102,7 @@ def run_loop(options: argparse.Namespace) -> tuple[float, int, int]:
         data.buffer.add(data.accumulator.add(observation, action, *step.outcome))
         observation = step.observation
         env_steps += int(step.valid.sum())
-        while data.learning_starts + iterations * data.train_frequency <= env_steps and env_steps < total:
+        while data.learning_starts + iterations * data.train_frequency <= min(env_steps, total - 1):
             iterations += 1
             batch = data.buffer.sample(data.gradient_steps, data.batch_size, replay_rng)
             for k in range(data.gradient_steps):

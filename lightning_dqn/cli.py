@@ -9,6 +9,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.callbacks import ProgressBar as BaseProgressBar
@@ -54,7 +55,7 @@ class DQNCLI(LightningCLI):
             "auto_configure_optimizers": False,
             "save_config_callback": SaveConfig,
             "save_config_kwargs": {"overwrite": True},
-            "trainer_defaults": {"max_epochs": 20, "num_sanity_val_steps": 0},
+            "trainer_defaults": {"max_epochs": 20, "num_sanity_val_steps": 0, "devices": 1},
         }
         super().__init__(DQNLightningModule, ExperienceDataModule, args=args, **(defaults | kwargs))
 
@@ -78,7 +79,13 @@ class DQNCLI(LightningCLI):
             args = resolve_config_names(args)
         super().parse_arguments(parser, args)
         if self.config.get("subcommand"):
-            _check_checkpoint(self.config[self.config.subcommand].get("ckpt_path"))
+            command = self.config.subcommand
+            _check_checkpoint(self.config[command].get("ckpt_path"), to_go_on=command == "fit")
+
+    def _parse_ckpt_path(self) -> None:
+        # a checkpoint's hyper-parameters would silently win over the command line of the run that goes on from it
+        if self.config.get("subcommand") != "fit":
+            super()._parse_ckpt_path()
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         collectors = [c for c in [*callbacks, *(config.get("callbacks") or [])] if isinstance(c, ExperienceCollector)]
@@ -178,9 +185,13 @@ def shipped_configs() -> dict[str, Path]:
     return {path.stem: path for path in sorted(home.rglob("*.yaml"))}
 
 
-def _check_checkpoint(path: str | None) -> None:
-    if path and path not in ("best", "last", "hpc", "registry") and not Path(path).is_file():
+def _check_checkpoint(path: str | None, to_go_on: bool) -> None:
+    if not path or path in ("best", "last", "hpc", "registry"):
+        return
+    if not Path(path).is_file():
         raise ValueError(f"ckpt_path: {path} does not exist")
+    if to_go_on and "optimizer_states" not in torch.load(path, weights_only=True, map_location="cpu"):
+        raise ValueError(f"ckpt_path: {path} holds weights alone, from which no run can go on; take latest.ckpt")
 
 
 def main(args: ArgsType = None) -> None:
@@ -188,6 +199,8 @@ def main(args: ArgsType = None) -> None:
     # what Lightning's own parsing and profiling will have to change one day is not the user's business
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # where the user's own environments and networks are, as for python -m
     try:
         cli = DQNCLI(args)
         for logger in cli.trainer.loggers:

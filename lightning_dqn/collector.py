@@ -44,6 +44,7 @@ class ExperienceCollector(Callback):
         self.iterations = 0
         self._recent: deque[tuple[float, int]] = deque(maxlen=100)
         self._updates_from = 0  # the env step from which iterations are counted
+        self._train_frequency = 0  # env steps per iteration at which they were counted
         self._snapshots: list[str] = []
         self._restored: tuple[dict[str, NDArray[Any]], dict[str, Any]] | None = None
         self._last_log = (0, 0.0)
@@ -67,8 +68,10 @@ class ExperienceCollector(Callback):
         data = self._data(trainer)
         if data is None:
             return
-        if trainer.ckpt_path is None:
-            data.env_steps = 0
+        if trainer.ckpt_path is None:  # a fit from the start, perhaps not the first with these objects
+            data.env_steps = self.episodes = self.iterations = 0
+            self._recent.clear()
+            self._snapshots, self._restored = [], None
         self.rng = data.rng(RandomStream.EXPLORATION)
         self._envs = data.open()
 
@@ -79,6 +82,9 @@ class ExperienceCollector(Callback):
             return
         if self._restored is not None:
             self._put_back(data)
+        if self.iterations:  # the pace may have been changed since the checkpoint
+            self._updates_from += self.iterations * (self._train_frequency - data.train_frequency)
+        self._train_frequency = data.train_frequency
         self._observation = self._envs.reset()
         if len(data.buffer) == 0:
             warmup = data.batch_size if trainer.fast_dev_run else data.learning_starts  # type: ignore[attr-defined]
@@ -121,11 +127,12 @@ class ExperienceCollector(Callback):
         self._log_clock(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
-        """Counters, and the name of the replay snapshot that belongs to them."""
+        """Counters, and the pace they were counted at."""
         return {
             "episodes": self.episodes,
             "iterations": self.iterations,
             "updates_from": self._updates_from,
+            "train_frequency": self._train_frequency,
             "recent": [[score, length] for score, length in self._recent],
         }
 
@@ -134,6 +141,8 @@ class ExperienceCollector(Callback):
         self.episodes = state_dict["episodes"]
         self.iterations = state_dict["iterations"]
         self._updates_from = state_dict["updates_from"]
+        self._train_frequency = state_dict["train_frequency"]
+        self._recent.clear()
         self._recent.extend((score, length) for score, length in state_dict["recent"])
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -148,7 +157,8 @@ class ExperienceCollector(Callback):
         step = name.parent.name
         if step not in self._snapshots:  # what stands there under this name is another run's
             shutil.rmtree(home / name, ignore_errors=True)
-        save_snapshot(home / name, data.buffer.state_arrays(), {"rngs": states})
+        meta = {"rngs": states, "gamma": data.gamma, "n_step": data.n_step}
+        save_snapshot(home / name, data.buffer.state_arrays(), meta)
         # the one before stays: until this checkpoint is written, the last one still refers to it
         self._snapshots = [*(other for other in self._snapshots if other != step), step][-2:]
         if trainer.is_global_zero:
@@ -183,6 +193,12 @@ class ExperienceCollector(Callback):
         data.buffer.load_state_arrays(arrays)
         for name, generator in self._rngs(data).items():
             generator.bit_generator.state = meta["rngs"][name]
+        for name in ("gamma", "n_step"):
+            if meta[name] != getattr(data, name):
+                rank_zero_warn(
+                    f"data.{name} was {meta[name]} and is now {getattr(data, name)}: what the replay already holds "
+                    "keeps the old returns."
+                )
         rank_zero_info(f"Resumed at {data.env_steps:,} environment steps with {len(data.buffer):,} transitions.")
 
     def _collect(self, data: ExperienceDataModule, until: int, policy: Any) -> None:
@@ -191,7 +207,7 @@ class ExperienceCollector(Callback):
             step = self._envs.step(action)
             data.buffer.add(data.accumulator.add(self._observation, action, *step.outcome))
             self._observation = step.observation
-            data.env_steps += int(step.valid.sum())
+            data.env_steps += int(step.valid.sum()) * data.world_size
             self._note_ends(step)
 
     def _explore(

@@ -36,9 +36,9 @@ class ExperienceDataModule(LightningDataModule):
 
     Training batches are :class:`~lightning_dqn.transition.ReplayBatch` drawn from a replay buffer that an
     :class:`~lightning_dqn.collector.ExperienceCollector` fills. Validation, test and prediction batches are
-    :class:`~lightning_dqn.envs.EvaluationEpisodes`. Time is counted in environment steps, summed over environments:
-    ``learning_starts`` of them are taken at random before the first update, then an epoch is ``steps_per_epoch`` of
-    them, so a run takes ``learning_starts + max_epochs * steps_per_epoch``.
+    :class:`~lightning_dqn.evaluation.EvaluationEpisodes`. Time is counted in environment steps, summed over
+    environments: ``learning_starts`` of them are taken at random before the first update, then an epoch is
+    ``steps_per_epoch`` of them, so a run takes ``learning_starts + max_epochs * steps_per_epoch``.
 
     Args:
         env_id: A registered id (``CartPole-v1``, ``my_module:MyEnv-v0``), the dotted path of a class or function
@@ -163,6 +163,11 @@ class ExperienceDataModule(LightningDataModule):
         """Number of discrete actions."""
         return int(self._look_at_spaces()[1].n)
 
+    @property
+    def world_size(self) -> int:
+        """Processes that collect side by side, each with environments and a buffer of its own."""
+        return self.trainer.world_size if self.trainer is not None else 1
+
     def rng(self, stream: RandomStream) -> np.random.Generator:
         """A generator for one purpose, independent of all others and of other ranks.
 
@@ -199,6 +204,7 @@ class ExperienceDataModule(LightningDataModule):
         self.buffer.allocate(self.observation_shape, self.observation_dtype)
         envs = make_envs(self.env_id, self.num_envs, self.env_kwargs, self.wrappers, self.vectorization)
         self.episode_rng = self.rng(RandomStream.ENVIRONMENTS)
+        self.replay_rng = self.rng(RandomStream.REPLAY)
         self.envs = SeededEnvs(envs, episode_seeds(self.episode_rng))
         self.accumulator.clear()
         return self.envs
@@ -210,7 +216,7 @@ class ExperienceDataModule(LightningDataModule):
             self.batch_size,
             self.gradient_steps,
             self.iterations_per_epoch,
-            self.rng(RandomStream.REPLAY),
+            self.replay_rng if self.envs is not None else self.rng(RandomStream.REPLAY),
         )
         return self.dataset
 
@@ -266,14 +272,13 @@ class ExperienceDataModule(LightningDataModule):
     def _episodes(self, stream: RandomStream) -> EvaluationSchedule:
         rng = np.random.default_rng(np.random.SeedSequence([self.eval_seed, 0, stream]))
         seeds = [int(seed) for seed in rng.integers(2**31, size=self.eval_episodes)]
-        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
-        size = self.eval_num_envs
-        chunks = [seeds[start : start + size] for start in range(0, len(seeds), size)]
+        rank, world_size = self.trainer.global_rank if self.trainer is not None else 0, self.world_size
+        if world_size > len(seeds):
+            raise ValueError(f"data.eval_episodes ({len(seeds)}) must be at least the number of devices, {world_size}")
+        size, own = self.eval_num_envs, seeds[rank::world_size]
+        chunks = [own[start : start + size] for start in range(0, len(own), size)]
         return EvaluationSchedule(
-            [
-                EvaluationEpisodes(self._open_evaluation, chunk, self.max_eval_steps)
-                for chunk in chunks[rank::world_size]
-            ]
+            [EvaluationEpisodes(self._open_evaluation, chunk, self.max_eval_steps) for chunk in chunks]
         )
 
     def _open_evaluation(self) -> VectorEnv[Any, Any, Any]:

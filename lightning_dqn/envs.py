@@ -74,7 +74,10 @@ def make_env(env_id: EnvSource, kwargs: Mapping[str, Any], wrappers: Sequence[Wr
         ValueError: If its spaces are not such that a Q-function can act on them; names the field.
     """
     source = resolve_env(env_id)
-    env = gym.make(source, **kwargs) if isinstance(source, EnvSpec) else source(**kwargs)
+    try:
+        env = gym.make(source, **kwargs) if isinstance(source, EnvSpec) else source(**kwargs)
+    except gym.error.DependencyNotInstalled as missing:
+        raise ValueError(f"data.env_id: {missing}") from missing
     for wrapper in wrappers:
         env = wrapper(env)
     try:

@@ -86,7 +86,7 @@ class EpisodeDecay(Schedule):
 
     def __post_init__(self) -> None:
         if not 0 < self.factor <= 1:
-            raise ValueError(f"factor must be in (0, 1], got {self.factor}")
+            raise ValueError(f"collect.explorer: factor must be in (0, 1], got {self.factor}")
 
     def __call__(self, env_steps: int, episodes: int) -> float:
         """See :class:`Schedule`."""
@@ -198,4 +198,4 @@ class Boltzmann(Explorer):
 
 def _at_least_one(name: str, value: int) -> None:
     if value < 1:
-        raise ValueError(f"{name} must be at least 1 environment step, got {value}")
+        raise ValueError(f"collect.explorer: {name} must be at least 1 environment step, got {value}")

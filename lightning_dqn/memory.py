@@ -65,9 +65,20 @@ def check_fits(num_bytes: int, field: str) -> None:
 def _headroom(limit: Path, usage: Path) -> int | None:
     try:
         text = limit.read_text().strip()
-        return None if text == "max" else int(text) - int(usage.read_text())
+        return (
+            None if text == "max" else int(text) - int(usage.read_text()) + _reclaimable(limit.parent / "memory.stat")
+        )
     except (OSError, ValueError):
         return None
+
+
+def _reclaimable(stat: Path) -> int:
+    # cached files count as used, but the kernel gives them up when memory is asked for
+    try:
+        lines = (line.split() for line in stat.read_text().splitlines())
+        return next((int(value) for name, value in lines if name in ("inactive_file", "total_inactive_file")), 0)
+    except (OSError, ValueError):
+        return 0
 
 
 def _gib(num_bytes: int | None) -> str:

@@ -14,11 +14,12 @@ from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from lightning_dqn.heads import ExpectedHead
 from lightning_dqn.hparams import save_plain_hyperparameters
@@ -133,11 +134,13 @@ class DQNLightningModule(LightningModule):
         if self.lr_scheduler_factory is None:
             return optimizer
         scheduler = self.lr_scheduler_factory(optimizer)
-        monitor = getattr(scheduler, "monitor", None)  # as of lightning.pytorch.cli.ReduceLROnPlateau
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step", "monitor": monitor},
-        }
+        if isinstance(scheduler, ReduceLROnPlateau):  # steps on a score, which comes with the validations
+            monitor = getattr(scheduler, "monitor", "val/return")
+            return {
+                "optimizer": optimizer,
+                "lr_scheduler": {"scheduler": scheduler, "interval": "epoch", "monitor": monitor, "strict": False},
+            }
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def configure_callbacks(self) -> list[Callback]:
         """The collector, and a Ctrl-C that saves: whichever of the two the Trainer was not given."""
@@ -170,7 +173,8 @@ class DQNLightningModule(LightningModule):
                 "trainer.accumulate_grad_batches must be 1: a batch already holds the minibatches of "
                 "data.gradient_steps updates; choose a larger data.batch_size instead"
             )
-        if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+        supported = isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy)
+        if not supported or isinstance(trainer.strategy, DeepSpeedStrategy):
             raise ValueError(
                 f"trainer.strategy: {type(trainer.strategy).__name__} is not supported; a Q-network is small and "
                 "acting would gather its shards at every step. Use one device or ddp"
@@ -181,7 +185,17 @@ class DQNLightningModule(LightningModule):
             )
 
     def on_fit_start(self) -> None:
-        """Takes no more CPU threads than the network is worth, and looks who watches the updates."""
+        """Takes no more CPU threads than the network is worth, and looks who watches the updates.
+
+        Raises:
+            ValueError: If an optimizer made elsewhere would also move the target network.
+        """
+        optimized = {id(p) for o in self.trainer.optimizers for group in o.param_groups for p in group["params"]}
+        if any(id(parameter) in optimized for parameter in self.target.parameters()):
+            raise ValueError(
+                "model.optimizer: this run's optimizer holds the target network as well; choose it by model.optimizer "
+                "and give LightningCLI auto_configure_optimizers=False"
+            )
         self._threads = limit_threads(self.online)
         self._watched = updates_are_watched(self)
 
@@ -284,7 +298,7 @@ class DQNLightningModule(LightningModule):
             self.log(name, torch.stack(values).mean(), batch_size=size)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Plays a batch of :class:`~lightning_dqn.envs.EvaluationEpisodes` greedily."""
+        """Plays a batch of :class:`~lightning_dqn.evaluation.EvaluationEpisodes` greedily."""
         self._play(batch, self.validation_metrics)
 
     def on_validation_epoch_end(self) -> None:
@@ -292,7 +306,7 @@ class DQNLightningModule(LightningModule):
         self._log_episodes("val", self.validation_metrics)
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
-        """Plays a batch of :class:`~lightning_dqn.envs.EvaluationEpisodes` greedily."""
+        """Plays a batch of :class:`~lightning_dqn.evaluation.EvaluationEpisodes` greedily."""
         self._play(batch, self.test_metrics)
 
     def on_test_epoch_end(self) -> None:

@@ -197,7 +197,10 @@ class ReplayBuffer:
             RuntimeError: If nothing has been stored yet.
         """
         if self._size == 0:
-            raise RuntimeError("the replay buffer is empty: an ExperienceCollector among the callbacks has to fill it")
+            raise RuntimeError(
+                "the replay buffer is empty: an ExperienceCollector has to fill it, "
+                "and the ExperienceDataModule has to be given to the Trainer as `datamodule=`"
+            )
         index = torch.from_numpy(rng.integers(self._size, size=num_updates * batch_size))
         return self._gather(index, torch.ones(num_updates, batch_size))
 
@@ -210,7 +213,7 @@ class ReplayBuffer:
         """
 
     def state_arrays(self) -> dict[str, NDArray[Any]]:
-        """What is stored, oldest position first as it lies in the ring; views, not copies."""
+        """What is stored, from position 0 of the ring on, and where the next goes; views, not copies."""
         fields = self.storage._asdict()
         return {name: stored.numpy()[: self._size] for name, stored in fields.items()} | {
             "head": np.array(self._head, np.int64)

@@ -101,6 +101,7 @@ class SeededEnvs:
         self.episode_return[:] = 0
         self.episode_length[:] = 0
         self._resets_next[:] = False
+        self._check_finite(observation, np.zeros(self.num_envs))
         return self._own(observation)
 
     def step(self, action: NDArray[np.int64]) -> VectorStep:
@@ -142,6 +143,7 @@ class SeededEnvs:
             observation, _ = self.envs.reset(seed=seeds[0])
         else:  # gymnasium pops the mask from the dictionary it is given, hence a new one every time
             observation, _ = self.envs.reset(seed=seeds, options={"reset_mask": done.copy()})  # type: ignore[arg-type]
+        self._check_finite(observation, np.zeros(self.num_envs))
         return self._own(observation)
 
     def _own(self, observation: NDArray[Any]) -> NDArray[Any]:

@@ -2,6 +2,7 @@ import csv
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import gymnasium as gym
@@ -245,3 +246,62 @@ def test_an_error_is_one_line_and_a_failing_exit_code(tmp_path):
     assert ended.returncode == 1
     assert ended.stderr.strip().splitlines()[-1] == "error: data.gamma must be in [0, 1], got 2.0"
     assert "Traceback" not in ended.stderr
+
+
+def test_the_last_epoch_is_validated_and_saved_whatever_the_period(capsys):
+    main([*FIT, "--trainer.max_epochs=3", "--trainer.check_val_every_n_epoch=2"])
+    assert "after 448 env steps" in capsys.readouterr().out
+    assert [row["env_steps"] for row in rows() if row["val/return"]] == ["320.0", "448.0"]
+    assert torch.load(RUN / "checkpoints/latest.ckpt", weights_only=True)["ExperienceDataModule"]["env_steps"] == 448
+
+
+def test_weights_alone_are_refused_to_go_on_from():
+    main(FIT)
+    with pytest.raises(SystemExit, match=r"error: ckpt_path: .*best\.ckpt holds weights alone"):
+        main([*FIT, f"--ckpt_path={RUN}/checkpoints/best.ckpt"])
+
+
+def test_the_command_line_decides_when_a_run_goes_on():
+    main(FIT)
+    latest = f"--ckpt_path={RUN}/checkpoints/latest.ckpt"
+    main([*FIT, "--trainer.max_epochs=3", "--model.target_update_period=7", latest])
+    config = yaml.safe_load(Path("runs/cartpole/version_1/config.yaml").read_text())
+    assert config["model"]["target_update_period"] == 7
+
+
+# with 16 instead of 8 iterations an epoch the one that was complete has 8 to go, hence 96 steps and not 64
+@pytest.mark.parametrize(("before", "after", "steps"), [(16, 4, 96), (4, 16, 64), (16, 16, 64)])
+def test_a_run_goes_on_at_the_pace_it_is_given(before, after, steps):
+    main([*FIT, f"--data.train_frequency={before}"])
+    latest = f"--ckpt_path={RUN}/checkpoints/latest.ckpt"
+    more = ["--data.steps_per_epoch=64", "--trainer.max_epochs=3", "--trainer.log_every_n_steps=1"]
+    main([*FIT, *more, f"--data.train_frequency={after}", latest])
+    seen = [float(row["env_steps"]) for row in rows(Path("runs/cartpole/version_1")) if row["train/loss"]]
+    assert seen[-1] == 320 + steps
+    assert all(later - earlier <= max(after, 8) for earlier, later in pairwise(seen))
+
+
+def test_the_command_finds_modules_in_the_folder_it_is_started_in(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from gymnasium.envs.classic_control import CartPoleEnv\n"
+        "from gymnasium.wrappers import TimeLimit\n"
+        "def make(): return TimeLimit(CartPoleEnv(), 20)\n"
+    )
+    command = Path(sys.executable).with_name("lightning-dqn")
+    ended = run(str(command), *FIT, "--data.env_id=mine.make", cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_the_literal_lightning_cli_fits_and_refuses_an_optimizer_over_the_target(tmp_path):
+    script = tmp_path / "train.py"
+    script.write_text(
+        "from lightning.pytorch.cli import LightningCLI\n"
+        "from lightning_dqn import DQNLightningModule, ExperienceDataModule\n"
+        "LightningCLI(DQNLightningModule, ExperienceDataModule)\n"
+    )
+    shapes = ["--model.observation_shape=[4]", "--model.num_actions=2", "--data.env_id=CartPole-v1"]
+    ended = run(sys.executable, str(script), "fit", *SMALL, *shapes, cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    ended = run(sys.executable, str(script), "fit", *SMALL, *shapes, "--optimizer=Adam", cwd=tmp_path)
+    assert ended.returncode != 0
+    assert "model.optimizer: this run's optimizer holds the target network as well" in ended.stderr

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader
@@ -25,6 +25,7 @@ from lightning_dqn import (
     ReplayBuffer,
     Transition,
 )
+from lightning_dqn.checkpoint import load_snapshot
 from tests.environments import Chain, Noise, OffsetActions, RecordingBuffer
 
 
@@ -551,3 +552,27 @@ def test_evaluating_a_checkpoint_needs_no_replay(make_trainer, make_model, tmp_p
     (scores,) = make_trainer().test(make_model(data), data, ckpt_path=tmp_path / "latest.ckpt", verbose=False)
     assert scores["env_steps"] == 60
     assert not [warning for warning in recwarn if "replay" in str(warning.message)]
+
+
+def test_a_second_fit_of_the_same_trainer_starts_from_the_start_and_saves_its_own_replay(tmp_path):
+    data = ExperienceDataModule("CartPole-v1", num_envs=2, learning_starts=64, steps_per_epoch=64, seed=0)
+    model = DQNLightningModule(data.observation_shape, data.num_actions)
+    latest = ModelCheckpoint(tmp_path, "latest", save_on_train_epoch_end=False, enable_version_counter=False)
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        logger=False,
+        callbacks=[latest],
+        limit_val_batches=0,
+        enable_progress_bar=False,
+    )
+    trainer.fit(model, datamodule=data)
+    trainer.save_checkpoint(tmp_path / "first.ckpt")
+    trainer.fit_loop.max_epochs = 2
+    trainer.fit(model, datamodule=data)
+    collector = next(callback for callback in trainer.callbacks if isinstance(callback, ExperienceCollector))
+    assert data.env_steps == 128
+    assert collector.iterations == 64 // 16
+    trainer.save_checkpoint(tmp_path / "second.ckpt")
+    arrays, _ = load_snapshot(tmp_path / "replay/128/rank0")
+    assert (arrays["observation"] == data.buffer.state_arrays()["observation"]).all()

@@ -398,3 +398,17 @@ def test_long_evaluation_episodes_are_cut_off():
         for episodes in data.val_dataloader():
             played = episodes.play(lambda observation: np.zeros(len(observation), np.int64))
             assert set(played.lengths.tolist()) == {4}
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_ranks_share_the_evaluation_episodes_out_and_none_is_played_twice(world_size, monkeypatch):
+    data = ExperienceDataModule("CartPole-v1", eval_episodes=10, eval_num_envs=10)
+    whole = [seed for batch in data.val_dataloader() for seed in batch.seeds]
+    shares = []
+    for rank in range(world_size):
+        data.trainer = SimpleNamespace(global_rank=rank, world_size=world_size)
+        shares += [seed for batch in data.val_dataloader() for seed in batch.seeds]
+    assert sorted(shares) == sorted(whole)
+    data.trainer = SimpleNamespace(global_rank=0, world_size=11)
+    with pytest.raises(ValueError, match=r"data\.eval_episodes \(10\) must be at least the number of devices, 11"):
+        data.val_dataloader()

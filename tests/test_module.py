@@ -3,6 +3,7 @@
 import csv
 import math
 from functools import partial
+from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
@@ -1169,3 +1170,31 @@ def test_a_linear_network_learns_the_true_action_values(desc, max_episode_steps,
     assert len(reachable) == states
     assert truth[reachable].max() == 1.0
     assert np.abs(learned - truth)[reachable].max() <= 1e-3
+
+
+@pytest.mark.parametrize("kind", [torch.optim.lr_scheduler.ReduceLROnPlateau, None], ids=["torch", "lightning"])
+def test_a_plateau_scheduler_steps_on_the_validation_return(tmp_path, kind):
+    from lightning.pytorch.cli import ReduceLROnPlateau
+
+    from lightning_dqn import ExperienceDataModule
+
+    scheduler = partial(kind) if kind else partial(ReduceLROnPlateau, monitor="val/return")
+    data = ExperienceDataModule("CartPole-v1", learning_starts=64, steps_per_epoch=32, eval_episodes=2, seed=0)
+    model = DQNLightningModule(
+        data.observation_shape, data.num_actions, lr_scheduler=partial(scheduler, mode="max", patience=0, threshold=1e9)
+    )
+    trainer = Trainer(
+        accelerator="cpu", max_epochs=4, logger=False, enable_checkpointing=False, enable_progress_bar=False
+    )
+    trainer.fit(model, datamodule=data)
+    assert trainer.optimizers[0].param_groups[0]["lr"] < 1e-3
+
+
+def test_deepspeed_is_refused():
+    from lightning.pytorch.strategies import DeepSpeedStrategy
+
+    model = DQNLightningModule([3], 2)
+    strategy = DeepSpeedStrategy.__new__(DeepSpeedStrategy)
+    model._trainer = SimpleNamespace(accumulate_grad_batches=1, callbacks=[], strategy=strategy, precision="32-true")
+    with pytest.raises(ValueError, match=r"trainer\.strategy: DeepSpeedStrategy is not supported"):
+        model.setup("fit")

@@ -270,3 +270,16 @@ def test_an_infinite_observation_after_an_end_is_refused_too():
         envs.step(zeros(1))
     with pytest.raises(ValueError, match="not finite at step 7"):
         envs.step(zeros(1))
+
+
+class NotFiniteAtReset(Chain):
+    """Its first observation of every episode is not a number."""
+
+    def reset(self, **keywords):
+        observation, info = super().reset(**keywords)
+        return observation * np.float32(np.nan), info
+
+
+def test_a_first_observation_that_is_not_finite_is_refused_too():
+    with pytest.raises(ValueError, match="environment 0 returned an observation that is not finite at step 0"):
+        seeded(NotFiniteAtReset, 2).reset()
