@@ -41,7 +41,8 @@ class GracefulInterrupt(Callback):
         def stop(signum: int, frame: FrameType | None) -> None:
             self.interrupted = trainer.should_stop = True
             self._validate_next(trainer)
-            self._restore()
+            # not the handler there was before: a process started in the background has one that ignores Ctrl-C
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             rank_zero_info("\nStopping after this step; press Ctrl-C again to stop at once.")
 
         self._previous = signal.signal(signal.SIGINT, stop)
