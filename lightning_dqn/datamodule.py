@@ -91,38 +91,25 @@ class ExperienceDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         save_plain_hyperparameters(self)
-        positive = {
-            "num_envs": num_envs,
-            "n_step": n_step,
-            "batch_size": batch_size,
-            "train_frequency": train_frequency,
-            "gradient_steps": gradient_steps,
-            "steps_per_epoch": steps_per_epoch,
-            "eval_episodes": eval_episodes,
-            "eval_num_envs": eval_num_envs,
-            "max_eval_steps": max_eval_steps,
-        }
-        for name, value in positive.items():
-            if value < 1:
-                raise ValueError(f"data.{name} must be at least 1, got {value}")
-        for name, value in {"learning_starts": learning_starts, "eval_seed": eval_seed, "seed": seed or 0}.items():
-            if value < 0:
-                raise ValueError(f"data.{name} must not be negative, got {value}")
+        _check_at_least(
+            1,
+            num_envs=num_envs,
+            n_step=n_step,
+            batch_size=batch_size,
+            train_frequency=train_frequency,
+            gradient_steps=gradient_steps,
+            steps_per_epoch=steps_per_epoch,
+            eval_episodes=eval_episodes,
+            eval_num_envs=eval_num_envs,
+            max_eval_steps=max_eval_steps,
+        )
+        _check_at_least(0, learning_starts=learning_starts, eval_seed=eval_seed, seed=seed or 0)
         if vectorization not in get_args(Vectorization):
             raise ValueError(f"data.vectorization must be one of {get_args(Vectorization)}, got {vectorization!r}")
         if not 0 <= gamma <= 1:
             raise ValueError(f"data.gamma must be in [0, 1], got {gamma}")
         self.buffer = ReplayBuffer() if buffer is None else buffer
-        if batch_size > self.buffer.capacity:
-            raise ValueError(
-                f"data.batch_size ({batch_size}) is larger than the replay buffer (data.buffer.capacity: "
-                f"{self.buffer.capacity})"
-            )
-        if num_envs * n_step > self.buffer.capacity:
-            raise ValueError(
-                f"data.buffer.capacity ({self.buffer.capacity}) must hold n_step * num_envs = {num_envs * n_step} "
-                "transitions, which can arrive at once"
-            )
+        _check_capacity(self.buffer.capacity, batch_size, num_envs * n_step)
         resolve_env(env_id)
         self.env_id = env_id
         self.num_envs = num_envs
@@ -305,6 +292,24 @@ class ExperienceDataModule(LightningDataModule):
             self._spaces = found  # type: ignore[assignment]
         assert self._spaces is not None
         return self._spaces
+
+
+def _check_at_least(least: int, **arguments: int) -> None:
+    for name, value in arguments.items():
+        if value < least:
+            raise ValueError(f"data.{name} must be at least {least}, got {value}")
+
+
+def _check_capacity(capacity: int, batch_size: int, at_once: int) -> None:
+    if batch_size > capacity:
+        raise ValueError(
+            f"data.batch_size ({batch_size}) is larger than the replay buffer (data.buffer.capacity: {capacity})"
+        )
+    if at_once > capacity:
+        raise ValueError(
+            f"data.buffer.capacity ({capacity}) must hold n_step * num_envs = {at_once} transitions, which can arrive "
+            "at once"
+        )
 
 
 def _choose_seed(seed: int | None) -> int:
