@@ -190,7 +190,7 @@ def _check_checkpoint(path: str | None, to_go_on: bool) -> None:
         return
     if not Path(path).is_file():
         raise ValueError(f"ckpt_path: {path} does not exist")
-    if to_go_on and "optimizer_states" not in torch.load(path, weights_only=True, map_location="cpu"):
+    if to_go_on and "optimizer_states" not in torch.load(path, weights_only=True, map_location="cpu", mmap=True):
         raise ValueError(f"ckpt_path: {path} holds weights alone, from which no run can go on; take latest.ckpt")
 
 

@@ -43,8 +43,7 @@ class ExperienceCollector(Callback):
         self.episodes = 0
         self.iterations = 0
         self._recent: deque[tuple[float, int]] = deque(maxlen=100)
-        self._updates_from = 0  # the env step from which iterations are counted
-        self._train_frequency = 0  # env steps per iteration at which they were counted
+        self._due = 0  # the env step up to which the last iteration collected
         self._snapshots: list[str] = []
         self._restored: tuple[dict[str, NDArray[Any]], dict[str, Any]] | None = None
         self._last_log = (0, 0.0)
@@ -82,17 +81,13 @@ class ExperienceCollector(Callback):
             return
         if self._restored is not None:
             self._put_back(data)
-        if self.iterations:  # the pace may have been changed since the checkpoint
-            self._updates_from += self.iterations * (self._train_frequency - data.train_frequency)
-        self._train_frequency = data.train_frequency
         self._observation = self._envs.reset()
         if len(data.buffer) == 0:
             warmup = data.batch_size if trainer.fast_dev_run else data.learning_starts  # type: ignore[attr-defined]
-            start = data.env_steps
-            self._collect(data, start + warmup, self._random)
+            self._due = data.env_steps + warmup
+            self._collect(data, self._due, self._random)
             while len(data.buffer) == 0:  # every window may still be open
                 self._collect(data, data.env_steps + 1, self._random)
-            self._updates_from = start + warmup - self.iterations * data.train_frequency
         self._last_log = (data.env_steps, time.monotonic())
 
     def on_train_batch_end(
@@ -104,9 +99,9 @@ class ExperienceCollector(Callback):
             return
         data.buffer.update_priorities(batch.index, torch.stack(outputs["td_error"]))
         self.iterations += 1
-        due = self._updates_from + self.iterations * data.train_frequency
+        self._due += data.train_frequency
         with torch.no_grad(), trainer.precision_plugin.forward_context():
-            self._collect(data, due, lambda observation: self._explore(observation, data, pl_module))
+            self._collect(data, self._due, lambda observation: self._explore(observation, data, pl_module))
         if trainer._logger_connector.should_update_logs:
             self._log(data, pl_module)
 
@@ -127,12 +122,11 @@ class ExperienceCollector(Callback):
         self._log_clock(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
-        """Counters, and the pace they were counted at."""
+        """Counters, and the env step that collection is due to reach."""
         return {
             "episodes": self.episodes,
             "iterations": self.iterations,
-            "updates_from": self._updates_from,
-            "train_frequency": self._train_frequency,
+            "due": self._due,
             "recent": [[score, length] for score, length in self._recent],
         }
 
@@ -140,8 +134,7 @@ class ExperienceCollector(Callback):
         """Takes the counters over."""
         self.episodes = state_dict["episodes"]
         self.iterations = state_dict["iterations"]
-        self._updates_from = state_dict["updates_from"]
-        self._train_frequency = state_dict["train_frequency"]
+        self._due = state_dict["due"]
         self._recent.clear()
         self._recent.extend((score, length) for score, length in state_dict["recent"])
 
