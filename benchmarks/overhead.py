@@ -19,6 +19,7 @@ import tempfile
 import time
 import warnings
 from functools import partial
+from operator import itemgetter
 
 import lightning
 import numpy as np
@@ -106,7 +107,7 @@ def run_loop(options: argparse.Namespace) -> tuple[float, int, int]:
             iterations += 1
             batch = data.buffer.sample(data.gradient_steps, data.batch_size, replay_rng)
             for k in range(data.gradient_steps):
-                state, chosen, reward, discount, following = (values[k] for values in batch.transition)
+                state, chosen, reward, discount, following, *_ = batch.transition.map(itemgetter(k))
                 with torch.no_grad():
                     greedy = online(following).q_values.argmax(1, keepdim=True)
                     returns = reward + discount * target(following).q_values.gather(1, greedy).squeeze(1)

@@ -22,7 +22,7 @@ from lightning_dqn.module import DQNLightningModule
 from lightning_dqn.watch import ProgressBar, WandbLogger
 
 _INTERRUPTED = 130
-_NAMED_FIELD = re.compile(r"(data|model|trainer|collect|ckpt_path|config|environment)\b")
+_NAMED_FIELD = re.compile(r"(data|model|trainer|collect|schedule|ckpt_path|config|environment)\b")
 _CHECKPOINTS: dict[str, dict[str, Any]] = {
     "checkpoint_best": {"filename": "best", "monitor": "val/return", "mode": "max", "save_weights_only": True},
     "checkpoint_latest": {"filename": "latest", "every_n_epochs": 1},

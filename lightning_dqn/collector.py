@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from lightning_dqn.checkpoint import SnapshotError, load_snapshot, prune_snapshots, save_snapshot
 from lightning_dqn.datamodule import ExperienceDataModule, RandomStream
-from lightning_dqn.exploration import EpsilonGreedy, Explorer
+from lightning_dqn.exploration import EpsilonGreedy, Explorer, uniform_actions
 from lightning_dqn.stepping import VectorStep
 from lightning_dqn.transition import ReplayBatch
 
@@ -71,6 +71,7 @@ class ExperienceCollector(Callback):
             data.env_steps = self.episodes = self.iterations = 0
             self._recent.clear()
             self._snapshots, self._restored = [], None
+            self.explorer.load_state_dict({})
         self.rng = data.rng(RandomStream.EXPLORATION)
         self._envs = data.open()
 
@@ -122,11 +123,12 @@ class ExperienceCollector(Callback):
         self._log_clock(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
-        """Counters, and the env step that collection is due to reach."""
+        """Counters, the env step that collection is due to reach, and what the explorer remembers."""
         return {
             "episodes": self.episodes,
             "iterations": self.iterations,
             "due": self._due,
+            "explorer": self.explorer.state_dict(),
             "recent": [[score, length] for score, length in self._recent],
         }
 
@@ -135,6 +137,7 @@ class ExperienceCollector(Callback):
         self.episodes = state_dict["episodes"]
         self.iterations = state_dict["iterations"]
         self._due = state_dict["due"]
+        self.explorer.load_state_dict(state_dict["explorer"])
         self._recent.clear()
         self._recent.extend((score, length) for score, length in state_dict["recent"])
 
@@ -197,8 +200,10 @@ class ExperienceCollector(Callback):
     def _collect(self, data: ExperienceDataModule, until: int, policy: Any) -> None:
         while data.env_steps < until:
             action = policy(self._observation)
+            action_mask = self._envs.action_mask
             step = self._envs.step(action)
-            data.buffer.add(data.accumulator.add(self._observation, action, *step.outcome))
+            masks = action_mask, step.next_action_mask
+            data.buffer.add(data.accumulator.add(self._observation, action, *step.outcome, *masks))
             self._observation = step.observation
             data.env_steps += int(step.valid.sum()) * data.world_size
             self._note_ends(step)
@@ -206,8 +211,10 @@ class ExperienceCollector(Callback):
     def _explore(
         self, observation: NDArray[Any], data: ExperienceDataModule, pl_module: LightningModule
     ) -> NDArray[np.int64]:
-        q_values: torch.Tensor = pl_module(torch.from_numpy(observation).to(pl_module.device))
-        return self.explorer(q_values.cpu().numpy(), data.env_steps, self.episodes, self.rng)
+        q_values = pl_module(torch.from_numpy(observation).to(pl_module.device)).cpu().numpy()
+        if self._envs.action_mask is not None:
+            q_values = np.where(self._envs.action_mask, q_values, -np.inf)
+        return self.explorer(q_values, data.env_steps, self.episodes, self.rng)
 
     def _note_ends(self, step: VectorStep) -> None:
         done = step.done
@@ -217,7 +224,9 @@ class ExperienceCollector(Callback):
             self._recent.extend(finished)
 
     def _random(self, observation: NDArray[Any]) -> NDArray[np.int64]:
-        return self.rng.integers(self._envs.num_actions, size=len(observation))
+        if self._envs.action_mask is None:
+            return self.rng.integers(self._envs.num_actions, size=len(observation))
+        return uniform_actions(self._envs.action_mask, self.rng)
 
     def _log(self, data: ExperienceDataModule, pl_module: LightningModule) -> None:
         now = time.monotonic()
@@ -228,6 +237,8 @@ class ExperienceCollector(Callback):
         _log_exactly(pl_module, "collect/env_steps_per_second", speed, prog_bar=True)
         for name, value in self.explorer.schedules(data.env_steps, self.episodes).items():
             _log_exactly(pl_module, f"collect/{name}", value, prog_bar=True)
+        for name, value in data.buffer.schedules(data.env_steps).items():
+            _log_exactly(pl_module, f"collect/{name}", value)
         if self._recent:
             returns, lengths = np.array(self._recent).T
             _log_exactly(pl_module, "collect/return", returns.mean(), prog_bar=True)

@@ -48,6 +48,8 @@ class ExperienceDataModule(LightningDataModule):
         wrappers: Put around each environment in order, the last outermost; class or function paths.
         vectorization: ``sync`` steps the environments one after the other, ``async`` each in a process of its own,
             ``native`` uses the environment's own vector implementation.
+        action_mask: Where the environment says which actions are legal: a key of its Dict observations or of ``info``.
+            Only these are then chosen and bootstrapped from. If not given, all actions always are.
         buffer: Where transitions are kept; a :class:`~lightning_dqn.replay.ReplayBuffer` of 100,000 if not given.
         n_step: Longest n-step window.
         gamma: Discount of one environment step, in [0, 1].
@@ -75,6 +77,7 @@ class ExperienceDataModule(LightningDataModule):
         env_kwargs: dict[str, Any] | None = None,
         wrappers: Sequence[Wrapper] = (),
         vectorization: Vectorization = "sync",
+        action_mask: str | None = None,
         buffer: ReplayBuffer | None = None,
         n_step: int = 1,
         gamma: float = 0.99,
@@ -116,6 +119,7 @@ class ExperienceDataModule(LightningDataModule):
         self.env_kwargs = env_kwargs or {}
         self.wrappers = wrappers
         self.vectorization: Vectorization = vectorization
+        self.action_mask = action_mask
         self.n_step = n_step
         self.gamma = gamma
         self.batch_size = batch_size
@@ -188,11 +192,12 @@ class ExperienceDataModule(LightningDataModule):
         Raises:
             MemoryError: If the buffer does not fit, before it is allocated.
         """
-        self.buffer.allocate(self.observation_shape, self.observation_dtype)
-        envs = make_envs(self.env_id, self.num_envs, self.env_kwargs, self.wrappers, self.vectorization)
+        mask_size = 0 if self.action_mask is None else self.num_actions
+        self.buffer.allocate(self.observation_shape, self.observation_dtype, mask_size)
+        envs = self._make_envs(self.num_envs, self.vectorization)
         self.episode_rng = self.rng(RandomStream.ENVIRONMENTS)
         self.replay_rng = self.rng(RandomStream.REPLAY)
-        self.envs = SeededEnvs(envs, episode_seeds(self.episode_rng))
+        self.envs = SeededEnvs(envs, episode_seeds(self.episode_rng), mask_key=self.action_mask)
         self.accumulator.clear()
         return self.envs
 
@@ -204,6 +209,7 @@ class ExperienceDataModule(LightningDataModule):
             self.gradient_steps,
             self.iterations_per_epoch,
             self.replay_rng if self.envs is not None else self.rng(RandomStream.REPLAY),
+            clock=lambda: self.env_steps,
         )
         return self.dataset
 
@@ -265,7 +271,10 @@ class ExperienceDataModule(LightningDataModule):
         size, own = self.eval_num_envs, seeds[rank::world_size]
         chunks = [own[start : start + size] for start in range(0, len(own), size)]
         return EvaluationSchedule(
-            [EvaluationEpisodes(self._open_evaluation, chunk, self.max_eval_steps) for chunk in chunks]
+            [
+                EvaluationEpisodes(self._open_evaluation, chunk, self.max_eval_steps, self.action_mask)
+                for chunk in chunks
+            ]
         )
 
     def _open_evaluation(self) -> VectorEnv[Any, Any, Any]:
@@ -276,17 +285,20 @@ class ExperienceDataModule(LightningDataModule):
             count = min(self.eval_num_envs, self.eval_episodes)
             if vectorization == "async":  # no more processes than training has
                 count = min(count, self.num_envs)
-            self._evaluation_envs = make_envs(self.env_id, count, self.env_kwargs, self.wrappers, vectorization)
+            self._evaluation_envs = self._make_envs(count, vectorization)
         return self._evaluation_envs
+
+    def _make_envs(self, count: int, vectorization: Vectorization) -> VectorEnv[Any, Any, Any]:
+        return make_envs(self.env_id, count, self.env_kwargs, self.wrappers, vectorization, self.action_mask)
 
     def _look_at_spaces(self) -> tuple[spaces.Box, spaces.Discrete]:
         if self._spaces is None:
             if self.vectorization == "native":
-                envs = make_envs(self.env_id, 1, self.env_kwargs, self.wrappers, "native")
+                envs = self._make_envs(1, "native")
                 found = (envs.single_observation_space, envs.single_action_space)
                 envs.close()
             else:
-                env = make_env(self.env_id, self.env_kwargs, self.wrappers)
+                env = make_env(self.env_id, self.env_kwargs, self.wrappers, self.action_mask)
                 found = (env.observation_space, env.action_space)
                 env.close()
             self._spaces = found  # type: ignore[assignment]

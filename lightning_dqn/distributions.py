@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from torch import Tensor
 
@@ -39,6 +40,21 @@ class ReturnDistribution(ABC):
             discount: ``gamma ** k``, 0 where the episode terminated, ``[B]``.
         """
 
+    def mixture(self, policy: Tensor, bonus: Tensor) -> ReturnDistribution:
+        """The return of an action drawn from a policy, ``sum_a policy_a * (return_a + bonus_a)``.
+
+        Args:
+            policy: Probability of each action, ``[B, A]``.
+            bonus: What each action adds to its return, finite, ``[B, A]``.
+
+        Returns:
+            One return per row.
+
+        Raises:
+            NotImplementedError: If this kind of return has no mixture; only some target rules ask for one.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no mixture over actions")
+
     @abstractmethod
     def loss(self, target: ReturnDistribution) -> Tensor:
         """How far this prediction is from ``target``, per sample and unweighted, ``[B]``.
@@ -47,13 +63,16 @@ class ReturnDistribution(ABC):
             target: What it is regressed on, of the same kind, for one action per row.
         """
 
-    @abstractmethod
-    def td_error(self, target: ReturnDistribution) -> Tensor:
+    def td_error(self, target: ReturnDistribution, loss: Tensor) -> Tensor:
         """Size of the surprise, per sample and unweighted, ``[B]``, never negative: the priority of a transition.
+
+        For a distribution it is the loss itself ("Rainbow", Hessel et al. 2018, "The Integrated Agent").
 
         Args:
             target: What it is regressed on, of the same kind, for one action per row.
+            loss: What :meth:`loss` gave for this target, ``[B]``.
         """
+        return loss.detach()
 
 
 @dataclass(frozen=True)
@@ -81,10 +100,28 @@ class ExpectedReturn(ReturnDistribution):
         """``reward + discount * value``, ``[B]``."""
         return ExpectedReturn(bellman_backup(self.values, reward, discount), self.error)
 
+    def mixture(self, policy: Tensor, bonus: Tensor) -> ExpectedReturn:
+        """The policy's mean of the values, ``[B]``."""
+        return ExpectedReturn((policy * (self.values + bonus)).sum(dim=1), self.error)
+
     def loss(self, target: ReturnDistribution) -> Tensor:
         """The elementwise loss between the two means, ``[B]``."""
         return self.error(self.values, target.q_values)
 
-    def td_error(self, target: ReturnDistribution) -> Tensor:
+    def td_error(self, target: ReturnDistribution, loss: Tensor) -> Tensor:
         """The absolute difference of the two means, ``[B]``."""
-        return (target.q_values - self.values).abs()
+        return (target.q_values - self.values).detach().abs()
+
+
+Return = TypeVar("Return", bound=ReturnDistribution)
+
+
+def same_kind(prediction: Return, target: ReturnDistribution) -> Return:
+    """The target, once it is known to be a return of the same kind.
+
+    Raises:
+        TypeError: If it is of another.
+    """
+    if not isinstance(target, type(prediction)):
+        raise TypeError(f"{type(prediction).__name__} cannot be regressed on {type(target).__name__}")
+    return target

@@ -18,6 +18,8 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.vector.async_vector_env import AsyncState
 
+from lightning_dqn.masks import ActionMask
+
 EnvSource = str | EnvSpec | Callable[..., Any]
 """A registered id (``"CartPole-v1"``, ``"module:MyEnv-v0"``), a dotted path (``"my_package.MyEnv"``), or a callable."""
 
@@ -59,7 +61,9 @@ def resolve_env(env_id: EnvSource) -> EnvSpec | Callable[..., Any]:
     return factory  # type: ignore[no-any-return]
 
 
-def make_env(env_id: EnvSource, kwargs: Mapping[str, Any], wrappers: Sequence[Wrapper] = ()) -> gym.Env[Any, Any]:
+def make_env(
+    env_id: EnvSource, kwargs: Mapping[str, Any], wrappers: Sequence[Wrapper] = (), mask_key: str | None = None
+) -> gym.Env[Any, Any]:
     """Makes one environment whose observations are arrays and whose actions are discrete.
 
     Discrete observations become one-hot vectors, Dict and Tuple observations one flat vector
@@ -69,6 +73,7 @@ def make_env(env_id: EnvSource, kwargs: Mapping[str, Any], wrappers: Sequence[Wr
         env_id: See :data:`EnvSource`.
         kwargs: Arguments of the environment.
         wrappers: Put around it in order, the last outermost.
+        mask_key: Where it says which actions are legal: see :class:`~lightning_dqn.masks.ActionMask`.
 
     Raises:
         ValueError: If its spaces are not such that a Q-function can act on them; names the field.
@@ -82,6 +87,8 @@ def make_env(env_id: EnvSource, kwargs: Mapping[str, Any], wrappers: Sequence[Wr
         env = wrapper(env)
     try:
         check_spaces(env.observation_space, env.action_space)
+        if mask_key is not None:
+            env = ActionMask(env, mask_key)
     except ValueError:
         env.close()
         raise
@@ -113,6 +120,7 @@ def make_envs(
     kwargs: Mapping[str, Any],
     wrappers: Sequence[Wrapper] = (),
     vectorization: Vectorization = "sync",
+    mask_key: str | None = None,
 ) -> VectorEnv[Any, Any, Any]:
     """Makes ``num_envs`` copies of an environment that are stepped together.
 
@@ -123,6 +131,7 @@ def make_envs(
         wrappers: Put around each; not possible with ``native``.
         vectorization: ``sync`` steps them one after the other, ``async`` each in a process of its own, ``native``
             takes the environment's own vector implementation.
+        mask_key: Where each says which actions are legal; a native implementation says it in its ``info``.
 
     Raises:
         ValueError: If there is no native implementation, or it would have to be wrapped; names the field.
@@ -130,7 +139,7 @@ def make_envs(
     if vectorization == "native":
         return _make_native(env_id, num_envs, kwargs, wrappers)
     # the registration travels rather than the id: worker processes have not registered the user's environments
-    make = partial(make_env, resolve_env(env_id), kwargs, wrappers)
+    make = partial(make_env, resolve_env(env_id), kwargs, wrappers, mask_key)
     if vectorization == "sync":
         return SyncVectorEnv([make] * num_envs, autoreset_mode=AutoresetMode.DISABLED)
     # by now torch has threads, and a process forked from one with threads can hang

@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 
 from lightning_dqn.stepping import SeededEnvs
 
+Policy = Callable[[NDArray[Any], NDArray[np.bool_] | None], NDArray[np.int64]]
+"""Maps observations and the mask of legal actions to actions."""
+
 
 class PlayedEpisodes(NamedTuple):
     """Finished episodes, in the order of their seeds.
@@ -36,33 +39,40 @@ class EvaluationEpisodes:
         envs: Returns the vector environment to play in; called at every :meth:`play`, so it may keep one.
         seeds: Seed of each episode.
         max_episode_steps: Longest an episode may get; ``None``: as long as the environment lets it.
+        mask_key: Where in ``info`` the environments say which actions are legal; ``None``: all are, always.
     """
 
     def __init__(
-        self, envs: Callable[[], VectorEnv[Any, Any, Any]], seeds: Sequence[int], max_episode_steps: int | None = None
+        self,
+        envs: Callable[[], VectorEnv[Any, Any, Any]],
+        seeds: Sequence[int],
+        max_episode_steps: int | None = None,
+        mask_key: str | None = None,
     ) -> None:
         self.envs = envs
+        self.mask_key = mask_key
         self.seeds = list(seeds)
         self.max_episode_steps = max_episode_steps
 
     def __len__(self) -> int:
         return len(self.seeds)
 
-    def play(self, policy: Callable[[NDArray[Any]], NDArray[np.int64]]) -> PlayedEpisodes:
+    def play(self, policy: Policy) -> PlayedEpisodes:
         """Plays every episode to its end.
 
         Args:
-            policy: Maps observations ``[N, *O]`` to action indices ``[N]``.
+            policy: Maps observations ``[N, *O]`` and the mask of legal actions ``[N, A]`` (``None`` if all are) to
+                action indices ``[N]``.
         """
         returns = np.zeros(len(self))
         lengths = np.zeros(len(self), np.int64)
-        envs = SeededEnvs(self.envs(), self._seeds(), self.max_episode_steps)
+        envs = SeededEnvs(self.envs(), self._seeds(), self.max_episode_steps, self.mask_key)
         # environments beyond the last episode play on unwatched, so that every forward has one shape
         playing = np.arange(envs.num_envs)
         upcoming = envs.num_envs
         observation = envs.reset()
         while (playing < len(self)).any():
-            step = envs.step(policy(observation))
+            step = envs.step(policy(observation, envs.action_mask))
             observation = step.observation
             for i in np.flatnonzero(step.done):
                 if playing[i] < len(self):

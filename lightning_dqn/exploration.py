@@ -1,96 +1,34 @@
-"""Which action to take: explorers, and the schedules of their randomness.
+"""Which action to take.
 
-Shapes: ``N`` environments, ``A`` actions.
+Shapes: ``N`` environments, ``A`` actions. An action that is not legal comes with a Q-value of minus infinity.
 """
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-
-class Schedule(ABC):
-    """A number that changes as training goes on."""
-
-    @abstractmethod
-    def __call__(self, env_steps: int, episodes: int) -> float:
-        """The value at a moment of training.
-
-        Args:
-            env_steps: Environment steps taken so far, summed over environments.
-            episodes: Episodes finished so far, summed over environments.
-        """
+from lightning_dqn.schedules import LinearSchedule, Schedule
 
 
-@dataclass(frozen=True)
-class LinearSchedule(Schedule):
-    """Goes from ``start`` to ``end`` in a straight line and stays there.
+def uniform_actions(legal: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.int64]:
+    """Draws an action for every environment, each legal one with the same probability.
 
-    Attributes:
-        start: Value at the first step.
-        end: Value from ``decay_steps`` on.
-        decay_steps: Length of the way, in environment steps.
+    Args:
+        legal: Which actions may be taken, ``[N, A]``, at least one in each row.
+        rng: The only source of randomness.
+
+    Returns:
+        Action indices, ``[N]``.
     """
-
-    start: float = 1.0
-    end: float = 0.05
-    decay_steps: int = 10_000
-
-    def __post_init__(self) -> None:
-        _at_least_one("decay_steps", self.decay_steps)
-
-    def __call__(self, env_steps: int, episodes: int) -> float:
-        """See :class:`Schedule`."""
-        return self.start + (self.end - self.start) * min(env_steps / self.decay_steps, 1.0)
-
-
-@dataclass(frozen=True)
-class ExponentialSchedule(Schedule):
-    """Comes closer to ``end`` by one factor a step: ``end + (start - end) * exp(-env_steps / decay_steps)``.
-
-    Attributes:
-        start: Value at the first step.
-        end: Value it tends to.
-        decay_steps: Environment steps in which the distance to ``end`` shrinks by a factor of ``e``.
-    """
-
-    start: float = 1.0
-    end: float = 0.05
-    decay_steps: int = 5_000
-
-    def __post_init__(self) -> None:
-        _at_least_one("decay_steps", self.decay_steps)
-
-    def __call__(self, env_steps: int, episodes: int) -> float:
-        """See :class:`Schedule`."""
-        return self.end + (self.start - self.end) * math.exp(-env_steps / self.decay_steps)
-
-
-@dataclass(frozen=True)
-class EpisodeDecay(Schedule):
-    """Multiplied by ``factor`` after every episode, down to ``end``: the schedule of many textbooks.
-
-    Attributes:
-        start: Value in the first episode.
-        end: Least value.
-        factor: In (0, 1].
-    """
-
-    start: float = 1.0
-    end: float = 0.01
-    factor: float = 0.995
-
-    def __post_init__(self) -> None:
-        if not 0 < self.factor <= 1:
-            raise ValueError(f"collect.explorer: factor must be in (0, 1], got {self.factor}")
-
-    def __call__(self, env_steps: int, episodes: int) -> float:
-        """See :class:`Schedule`."""
-        return max(self.end, self.start * self.factor**episodes)
+    if legal.all():
+        return rng.integers(legal.shape[1], size=len(legal))
+    # the largest of as many independent numbers is each of them equally often
+    return np.asarray(np.where(legal, rng.random(legal.shape), -1.0).argmax(axis=1), np.int64)
 
 
 class Explorer(ABC):
@@ -107,7 +45,7 @@ class Explorer(ABC):
         """Chooses an action for every environment.
 
         Args:
-            q_values: ``[N, A]``.
+            q_values: ``[N, A]``; minus infinity where an action is not legal.
             env_steps: Environment steps taken so far, summed over environments.
             episodes: Episodes finished so far, summed over environments.
             rng: The only source of randomness.
@@ -116,10 +54,17 @@ class Explorer(ABC):
             Action indices, ``[N]``.
         """
 
+    def state_dict(self) -> dict[str, Any]:
+        """What it remembers from one choice to the next, in plain values; most explorers nothing."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # noqa: B027  # most have nothing to do
+        """Takes over what :meth:`state_dict` gave; an empty one is a fresh start."""
+
 
 @dataclass(frozen=True)
 class EpsilonGreedy(Explorer):
-    """A uniformly random action with probability epsilon, drawn *for each environment*, else the best one.
+    """A uniformly random legal action with probability epsilon, drawn *for each environment*, else the best one.
 
     Attributes:
         epsilon: Its schedule, within [0, 1].
@@ -131,10 +76,7 @@ class EpsilonGreedy(Explorer):
     epsilon: Schedule = field(default_factory=LinearSchedule)
 
     def __post_init__(self) -> None:
-        for name in ("start", "end"):
-            value = getattr(self.epsilon, name, 0.0)
-            if not 0 <= value <= 1:
-                raise ValueError(f"collect.explorer.epsilon.{name} must be in [0, 1], got {value}")
+        _check_epsilon(self.epsilon)
 
     def schedules(self, env_steps: int, episodes: int) -> dict[str, float]:
         """The present epsilon."""
@@ -144,9 +86,62 @@ class EpsilonGreedy(Explorer):
         self, q_values: NDArray[np.float32], env_steps: int, episodes: int, rng: np.random.Generator
     ) -> NDArray[np.int64]:
         """See :class:`Explorer`."""
-        num_envs, num_actions = q_values.shape
-        explores = rng.random(num_envs) < self.epsilon(env_steps, episodes)
-        return np.where(explores, rng.integers(num_actions, size=num_envs), q_values.argmax(axis=1))
+        explores = rng.random(len(q_values)) < self.epsilon(env_steps, episodes)
+        return np.where(explores, uniform_actions(q_values > -np.inf, rng), q_values.argmax(axis=1))
+
+
+class EZGreedy(Explorer):
+    """Epsilon-greedy that sticks to its random action for a random time, so that it gets somewhere.
+
+    Each environment, unless it is still sticking, draws with probability epsilon a random legal action and a duration
+    ``n`` with ``P(n)`` proportional to ``n ** -exponent``; else it acts greedily. Most durations are 1, a few are long,
+    where a walk of single random steps would rarely climb a hill. An action that becomes illegal is given up.
+
+    "Temporally-Extended Epsilon-Greedy Exploration" (Dabney, Ostrovski and Barreto 2021), algorithm 1.
+
+    Args:
+        epsilon: Probability of beginning to explore; its schedule, within [0, 1].
+        exponent: Of the durations, above 1; the paper has 2. The larger, the shorter.
+
+    Raises:
+        ValueError: If the schedule starts or ends outside [0, 1], or the exponent is not above 1.
+    """
+
+    def __init__(self, epsilon: Schedule = LinearSchedule(), exponent: float = 2.0) -> None:
+        _check_epsilon(epsilon)
+        if not exponent > 1:
+            raise ValueError(f"collect.explorer.exponent must be above 1, got {exponent}")
+        self.epsilon = epsilon
+        self.exponent = exponent
+        self._action = self._remaining = np.zeros(0, np.int64)
+
+    def schedules(self, env_steps: int, episodes: int) -> dict[str, float]:
+        """The present epsilon."""
+        return {"epsilon": self.epsilon(env_steps, episodes)}
+
+    def __call__(
+        self, q_values: NDArray[np.float32], env_steps: int, episodes: int, rng: np.random.Generator
+    ) -> NDArray[np.int64]:
+        """See :class:`Explorer`."""
+        num_envs, legal = len(q_values), q_values > -np.inf
+        if len(self._remaining) != num_envs:
+            self._action, self._remaining = np.zeros((2, num_envs), np.int64)
+        self._remaining[~legal[np.arange(num_envs), self._action]] = 0
+        begins = (self._remaining == 0) & (rng.random(num_envs) < self.epsilon(env_steps, episodes))
+        self._action = np.where(begins, uniform_actions(legal, rng), self._action)
+        self._remaining = np.where(begins, rng.zipf(self.exponent, num_envs), self._remaining)
+        explores = self._remaining > 0
+        self._remaining = self._remaining - explores
+        return np.where(explores, self._action, q_values.argmax(axis=1))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The action of each environment, and for how long it sticks to it."""
+        return {"action": self._action.tolist(), "remaining": self._remaining.tolist()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes over what :meth:`state_dict` gave."""
+        self._action = np.array(state_dict.get("action", []), np.int64)
+        self._remaining = np.array(state_dict.get("remaining", []), np.int64)
 
 
 @dataclass(frozen=True)
@@ -196,6 +191,8 @@ class Boltzmann(Explorer):
         return np.asarray((q_values / self.temperature(env_steps, episodes) + noise).argmax(axis=1), np.int64)
 
 
-def _at_least_one(name: str, value: int) -> None:
-    if value < 1:
-        raise ValueError(f"collect.explorer: {name} must be at least 1 environment step, got {value}")
+def _check_epsilon(epsilon: Schedule) -> None:
+    for name in ("start", "end"):
+        value = getattr(epsilon, name, 0.0)
+        if not 0 <= value <= 1:
+            raise ValueError(f"collect.explorer.epsilon.{name} must be in [0, 1], got {value}")

@@ -44,6 +44,132 @@ def bellman_backup(value: Tensor, reward: Tensor, discount: Tensor) -> Tensor:
     return reward + discount * value
 
 
+def legal_values(q_values: Tensor, action_mask: Tensor | None) -> Tensor:
+    """Q-values with minus infinity for actions that are not legal, so that no maximum or softmax chooses them.
+
+    Args:
+        q_values: ``[B, A]``.
+        action_mask: True where an action is legal, ``[B, A]``; ``None`` if all are.
+    """
+    return q_values if action_mask is None else q_values.masked_fill(~action_mask, -torch.inf)
+
+
+def soft_policy(q_values: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """The softmax policy over ``q_values / temperature`` and its scaled logarithm ``temperature * log pi``.
+
+    The largest value is taken off first and the logarithm is never that of a rounded probability, so neither a low
+    temperature nor large values overflow: ``tau * log pi = q - v - tau * log sum exp((q - v) / tau)``, ``v = max q``.
+
+    "Munchausen Reinforcement Learning" (Vieillard, Pietquin and Geist 2020), appendix B.1.
+
+    Args:
+        q_values: ``[B, A]``; minus infinity where an action is not legal, finite for at least one.
+        temperature: ``tau``, above 0.
+
+    Returns:
+        ``pi`` and ``tau * log pi``, ``[B, A]`` both; 0 and minus infinity for an action that is not legal.
+    """
+    log_policy = torch.log_softmax((q_values - q_values.amax(dim=1, keepdim=True)) / temperature, dim=1)
+    return log_policy.exp(), temperature * log_policy
+
+
+def project_categorical(probabilities: Tensor, atoms: Tensor, support: Tensor) -> Tensor:
+    """Moves probability from atoms anywhere onto the two neighbours of each on an evenly spaced support.
+
+    Each atom is clamped to the support and shared out in proportion to nearness. All mass is kept, also that of an atom
+    that falls exactly on the support, and so is the mean of what was not clamped.
+
+    "A Distributional Perspective on Reinforcement Learning" (Bellemare, Dabney and Munos 2017), equation 7.
+
+    Args:
+        probabilities: ``[B, M']``.
+        atoms: Where they stand, ``[B, M']``.
+        support: Ascending and evenly spaced, ``[M]`` with ``M >= 2``.
+
+    Returns:
+        Probabilities on the support, ``[B, M]``.
+    """
+    num_atoms = support.shape[0]
+    low, high = support[0], support[-1]
+    position = (atoms.clamp(low, high) - low) * ((num_atoms - 1) / (high - low))
+    # the last atom belongs to the interval below it: it has no upper neighbour
+    lower = position.floor().clamp(max=num_atoms - 2)
+    share = (position - lower).clamp(max=1.0)
+    projected = torch.zeros(len(atoms), num_atoms, dtype=probabilities.dtype, device=atoms.device)
+    index = lower.long()
+    projected.scatter_add_(1, index, probabilities * (1 - share))
+    return projected.scatter_add_(1, index + 1, probabilities * share)
+
+
+def cross_entropy(probabilities: Tensor, log_probabilities: Tensor) -> Tensor:
+    """Cross-entropy ``-sum_m p_m log q_m`` of a prediction under a target distribution.
+
+    The sample loss of "A Distributional Perspective on Reinforcement Learning" (Bellemare et al. 2017), algorithm 1.
+
+    Args:
+        probabilities: The target ``p``, ``[B, M]``.
+        log_probabilities: The prediction ``log q``, ``[B, M]``.
+
+    Returns:
+        ``[B]``.
+
+    Raises:
+        ValueError: If the shapes differ.
+    """
+    _same_shape(log_probabilities, probabilities)
+    return -(probabilities * log_probabilities).sum(dim=1)
+
+
+def quantile_midpoints(num_quantiles: int) -> Tensor:
+    """The fractions ``(2 i + 1) / (2 N)`` in the middle of ``N`` equal parts of [0, 1], ``[N]``.
+
+    "Distributional Reinforcement Learning with Quantile Regression" (Dabney et al. 2018), lemma 2.
+    """
+    return (torch.arange(num_quantiles, dtype=torch.float32) + 0.5) / num_quantiles
+
+
+def quantile_huber_error(prediction: Tensor, taus: Tensor, target: Tensor, kappa: float = 1.0) -> Tensor:
+    """Quantile regression of ``N`` predicted quantiles on ``N'`` target samples, summed over ``N``, mean over ``N'``.
+
+    With ``d_ij = target_j - prediction_i`` the error is ``sum_i mean_j |tau_i - 1{d_ij < 0}| L_kappa(d_ij)``, where
+    ``L_kappa`` is the Huber error, or ``|d|`` for a ``kappa`` of 0.
+
+    "Distributional Reinforcement Learning with Quantile Regression" (Dabney et al. 2018), equations 9 and 10. The paper
+    on implicit quantiles (Dabney et al. 2018b, equation 3) divides by ``kappa``, which is the same for the usual 1.
+
+    Args:
+        prediction: Quantiles, ``[B, N]``.
+        taus: The fraction each of them stands for, ``[N]`` or ``[B, N]``.
+        target: Samples, ``[B, N']``.
+        kappa: Where the error turns from a parabola into a line.
+
+    Returns:
+        ``[B]``.
+    """
+    difference = target.unsqueeze(1) - prediction.unsqueeze(2)
+    size = difference.abs()
+    error = torch.where(size <= kappa, 0.5 * difference.square(), kappa * (size - 0.5 * kappa)) if kappa else size
+    weight = (taus.unsqueeze(-1) - (difference.detach() < 0).to(taus.dtype)).abs()
+    return (weight * error).mean(dim=2).sum(dim=1)
+
+
+def cosine_features(taus: Tensor, num_cosines: int) -> Tensor:
+    """Cosines ``cos(pi i tau)`` for ``i = 0 .. num_cosines - 1``: a fraction as a network can read it.
+
+    "Implicit Quantile Networks for Distributional Reinforcement Learning" (Dabney et al. 2018), equation 4; several
+    implementations begin with ``i = 1``.
+
+    Args:
+        taus: Fractions in [0, 1], any shape.
+        num_cosines: How many.
+
+    Returns:
+        ``[*taus.shape, num_cosines]``.
+    """
+    multiples = torch.pi * torch.arange(num_cosines, dtype=taus.dtype, device=taus.device)
+    return torch.cos(taus.unsqueeze(-1) * multiples)
+
+
 def dueling_aggregate(value: Tensor, advantage: Tensor) -> Tensor:
     """Combines the two streams with the mean over *actions* taken off the advantages, so that ``mean_a Q == V``.
 

@@ -1,5 +1,6 @@
 """From features to returns: streams give each action its numbers, heads say what these numbers mean.
 
+The head of a mean is here; those of whole distributions stand with them, in ``categorical.py`` and ``quantile.py``.
 Shapes: ``B`` minibatch, ``F`` features, ``A`` actions, ``M`` numbers per action.
 """
 
@@ -144,3 +145,14 @@ class ExpectedHead(Head):
         numbers: Tensor = self.stream(features)
         # float() here, once: targets, losses and priorities then stay in fp32 under every precision setting
         return ExpectedReturn(numbers.squeeze(-1).float(), self.loss)
+
+
+def check_at_least(least: float, **arguments: float) -> None:
+    """Refuses arguments of a head that are too small.
+
+    Raises:
+        ValueError: Naming the field.
+    """
+    for name, value in arguments.items():
+        if not value >= least:
+            raise ValueError(f"model.head.{name} must be at least {least}, got {value}")

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from operator import itemgetter
 from typing import Any, Self
 
 import numpy as np
@@ -21,13 +22,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from lightning_dqn.functional import legal_values
 from lightning_dqn.heads import ExpectedHead
 from lightning_dqn.hparams import save_plain_hyperparameters
 from lightning_dqn.metrics import EpisodeMetrics
 from lightning_dqn.networks import HeadFactory, MLPTorso, QNetwork, TorsoFactory
-from lightning_dqn.targets import DoubleQLearning, TargetRule
+from lightning_dqn.targets import DoubleQLearning, TargetRule, check_that_they_fit
 from lightning_dqn.threads import limit_threads, restore_threads
-from lightning_dqn.transition import ReplayBatch, Transition
+from lightning_dqn.transition import ReplayBatch
 from lightning_dqn.watchers import updates_are_watched
 
 
@@ -71,7 +73,8 @@ class DQNLightningModule(LightningModule):
             a period of 1 is Polyak averaging.
 
     Raises:
-        ValueError: If a period or rate is out of range; the message names the field.
+        ValueError: If a period or rate is out of range, or head and target rule cannot go together; the message names
+            the field.
     """
 
     def __init__(
@@ -97,6 +100,7 @@ class DQNLightningModule(LightningModule):
         self.online = QNetwork(observation_shape, num_actions, torso, head)
         self.target = copy.deepcopy(self.online).requires_grad_(False)
         self.target_rule = target_rule
+        check_that_they_fit(self.online.head, self.online.torso.num_features, num_actions, target_rule)
         self.optimizer_factory = optimizer
         self.lr_scheduler_factory = lr_scheduler
         self.target_update_period = target_update_period
@@ -121,10 +125,19 @@ class DQNLightningModule(LightningModule):
         return q_values
 
     @torch.no_grad()
-    def act(self, observation: Tensor | NDArray[Any]) -> Tensor:
-        """Greedy actions ``[B]``, int64, for observations ``[B, *observation_shape]``, tensors or arrays."""
+    def act(self, observation: Tensor | NDArray[Any], action_mask: Tensor | NDArray[np.bool_] | None = None) -> Tensor:
+        """Greedy actions, ``[B]``, int64.
+
+        A network with noise of its own is noisy in training mode; call ``eval()`` to act without.
+
+        Args:
+            observation: ``[B, *observation_shape]``, a tensor or an array.
+            action_mask: True where an action is legal, ``[B, A]``; ``None`` if all are.
+        """
         q_values: Tensor = self(torch.as_tensor(observation, device=self.device))
-        return q_values.argmax(dim=1)
+        if action_mask is not None:
+            action_mask = torch.as_tensor(action_mask, dtype=torch.bool, device=self.device)
+        return legal_values(q_values, action_mask).argmax(dim=1)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer over the online network alone, and the scheduler if there is one."""
@@ -218,13 +231,14 @@ class DQNLightningModule(LightningModule):
             ``loss``, and ``td_error``: the unweighted TD errors of the minibatches so far, each ``[B]``.
         """
         iteration, k = self._iteration, self._iteration.update
-        transition = Transition(*(values[k] for values in batch.transition))
+        transition = batch.transition.map(itemgetter(k))
         prediction = self.online(transition.observation).at(transition.action)
         # slices, not append(): an optimizer such as LBFGS runs the closure of one update several times
         with torch.no_grad():
             target = self.target_rule(transition, self.online, self.target)
-            iteration.td_errors[k:] = [prediction.td_error(target)]
-        loss = (batch.weight[k] * prediction.loss(target)).mean()
+        losses = prediction.loss(target)
+        loss = (batch.weight[k] * losses).mean()
+        iteration.td_errors[k:] = [prediction.td_error(target, losses)]
         iteration.losses[k:] = [loss.detach()]
         iteration.q_values[k:] = [prediction.q_values.detach()]
         return {"loss": loss, "td_error": iteration.td_errors}
@@ -348,8 +362,8 @@ class DQNLightningModule(LightningModule):
         played = episodes.play(self._policy)
         metrics.update(torch.from_numpy(played.returns), torch.from_numpy(played.lengths))
 
-    def _policy(self, observation: NDArray[Any]) -> NDArray[np.int64]:
-        return self.act(observation).cpu().numpy()
+    def _policy(self, observation: NDArray[Any], action_mask: NDArray[np.bool_] | None) -> NDArray[np.int64]:
+        return self.act(observation, action_mask).cpu().numpy()
 
     def _log_episodes(self, stage: str, metrics: EpisodeMetrics) -> None:
         for name, value in metrics.compute().items():

@@ -5,7 +5,7 @@ Shapes: ``N`` environments, ``O`` the observation shape, ``K`` updates of ``B`` 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,6 +47,7 @@ class NStepAccumulator:
         self._reward = np.zeros((n_step, num_envs))
         self._action = np.zeros((n_step, num_envs), np.int64)
         self._observation: NDArray[Any] | None = None
+        self._mask: NDArray[np.bool_] | None = None
 
     def add(
         self,
@@ -57,6 +58,8 @@ class NStepAccumulator:
         truncated: NDArray[np.bool_],
         next_observation: NDArray[Any],
         valid: NDArray[np.bool_],
+        action_mask: NDArray[np.bool_] | None = None,
+        next_action_mask: NDArray[np.bool_] | None = None,
     ) -> Transition[NDArray[Any]]:
         """Takes one step of every environment and hands out the transitions it completes.
 
@@ -68,18 +71,25 @@ class NStepAccumulator:
             truncated: ``[N]``; the window ends but keeps its discount.
             next_observation: Where the step led, ``[N, *O]``.
             valid: False where no step was taken, ``[N]``; such a column changes nothing.
+            action_mask: Which actions were legal at ``observation``, ``[N, A]``; ``None`` if all always are.
+            next_action_mask: The same at ``next_observation``.
 
         Returns:
             Any number of transitions, ``[M, ...]``, older starts first.
         """
         if self.n_step == 1:
             discount = np.where(terminated, 0.0, self._powers[1])
-            step = Transition(observation, action, reward, discount, next_observation)
-            return step if valid.all() else Transition(*(field[valid] for field in step))
+            fields = observation, action, reward, discount, next_observation, action_mask, next_action_mask
+            step: Transition[NDArray[Any]] = Transition(*fields)
+            return step if valid.all() else step.map(lambda field: field[valid])
         if self._observation is None:
             self._observation = np.empty((self.n_step, *observation.shape), observation.dtype)
         env, slot = self._env[valid], self._slot[valid]
         self._observation[slot, env] = observation[valid]
+        if action_mask is not None:
+            if self._mask is None:
+                self._mask = np.empty((self.n_step, *action_mask.shape), np.bool_)
+            self._mask[slot, env] = action_mask[valid]
         self._action[slot, env] = action[valid]
         self._reward[slot, env] = 0.0
         opened = self._age > 0
@@ -96,7 +106,10 @@ class NStepAccumulator:
         discount = np.where(terminated[env], 0.0, self._powers[self._age[slot, env]])
         self._age[slot, env] = 0
         started = self._observation[slot, env], self._action[slot, env]
-        return Transition(*started, self._reward[slot, env], discount, next_observation[env])
+        closed = Transition(*started, self._reward[slot, env], discount, next_observation[env])
+        if self._mask is None or next_action_mask is None:
+            return closed
+        return closed._replace(action_mask=self._mask[slot, env], next_action_mask=next_action_mask[env])
 
     def clear(self) -> None:
         """Forgets the open windows, as when an episode is abandoned."""
@@ -120,29 +133,30 @@ class ReplayBuffer:
         if capacity < 1:
             raise ValueError(f"data.buffer.capacity must be at least 1, got {capacity}")
         self.capacity = capacity
-        self._size = 0
-        self._head = 0
+        self._count = 0  # transitions ever stored: number c lies at c % capacity, and c is its name
         self._storage: Transition[Tensor] | None = None
 
     def __len__(self) -> int:
-        return self._size
+        return min(self._count, self.capacity)
 
-    def num_bytes(self, observation_shape: Sequence[int], observation_dtype: np.dtype[Any]) -> int:
+    def num_bytes(self, observation_shape: Sequence[int], observation_dtype: np.dtype[Any], mask_size: int = 0) -> int:
         """Memory the storage will take when full, in bytes.
 
         Args:
             observation_shape: ``O``.
             observation_dtype: What one number of an observation is stored as.
+            mask_size: Actions whose legality is stored before and after each transition.
         """
         observation = int(np.prod(observation_shape)) * np.dtype(observation_dtype).itemsize
-        return self.capacity * (2 * observation + 8 + 4 + 4)
+        return self.capacity * (2 * observation + 8 + 4 + 4 + 2 * mask_size)
 
-    def allocate(self, observation_shape: Sequence[int], observation_dtype: np.dtype[Any]) -> None:
+    def allocate(self, observation_shape: Sequence[int], observation_dtype: np.dtype[Any], mask_size: int = 0) -> None:
         """Makes an empty storage for observations of this kind; what was stored before is gone.
 
         Args:
             observation_shape: ``O``.
             observation_dtype: What one number of an observation is stored as.
+            mask_size: Actions whose legality is stored before and after each transition; 0: masks are not used.
 
         Raises:
             MemoryError: If it would not fit, before anything is allocated.
@@ -151,16 +165,18 @@ class ReplayBuffer:
         dtype = _NUMPY_TO_TORCH.get(np.dtype(observation_dtype))
         if dtype is None:
             raise ValueError(f"data.env_id: observations of dtype {observation_dtype} have no torch counterpart")
-        check_fits(self.num_bytes(observation_shape, observation_dtype), "data.buffer.capacity")
+        check_fits(self.num_bytes(observation_shape, observation_dtype, mask_size), "data.buffer.capacity")
         shape = (self.capacity, *observation_shape)
+        masks = (torch.empty(self.capacity, mask_size, dtype=torch.bool) for _ in range(2 if mask_size else 0))
         self._storage = Transition(
             torch.empty(shape, dtype=dtype),
             torch.empty(self.capacity, dtype=torch.int64),
             torch.empty(self.capacity, dtype=torch.float32),
             torch.empty(self.capacity, dtype=torch.float32),
             torch.empty(shape, dtype=dtype),
+            *masks,
         )
-        self._size = self._head = 0
+        self._count = 0
 
     def add(self, transition: Transition[NDArray[Any]]) -> None:
         """Stores transitions, overwriting the oldest where there is no room.
@@ -174,21 +190,25 @@ class ReplayBuffer:
         count = len(transition.action)
         if count > self.capacity:
             raise ValueError(f"data.buffer.capacity: {count} transitions at once do not fit into {self.capacity}")
-        until_end = min(count, self.capacity - self._head)
+        head = self._count % self.capacity
+        until_end = min(count, self.capacity - head)
         for stored, field in zip(self.storage, transition, strict=True):
+            if stored is None:
+                continue
+            assert field is not None, "this buffer stores action masks"
             view = stored.numpy()
-            view[self._head : self._head + until_end] = field[:until_end]
+            view[head : head + until_end] = field[:until_end]
             view[: count - until_end] = field[until_end:]
-        self._head = (self._head + count) % self.capacity
-        self._size = min(self._size + count, self.capacity)
+        self._count += count
 
-    def sample(self, num_updates: int, batch_size: int, rng: np.random.Generator) -> ReplayBatch:
+    def sample(self, num_updates: int, batch_size: int, rng: np.random.Generator, env_steps: int = 0) -> ReplayBatch:
         """Draws the minibatches of ``K`` updates in one gather.
 
         Args:
             num_updates: ``K``.
             batch_size: ``B``.
             rng: The only source of randomness.
+            env_steps: The run's clock; uniform sampling is the same at all times.
 
         Returns:
             Copies, ``[K, B, ...]``.
@@ -196,28 +216,26 @@ class ReplayBuffer:
         Raises:
             RuntimeError: If nothing has been stored yet.
         """
-        if self._size == 0:
-            raise RuntimeError(
-                "the replay buffer is empty: an ExperienceCollector has to fill it, "
-                "and the ExperienceDataModule has to be given to the Trainer as `datamodule=`"
-            )
-        index = torch.from_numpy(rng.integers(self._size, size=num_updates * batch_size))
-        return self._gather(index, torch.ones(num_updates, batch_size))
+        self._check_filled()
+        slot = rng.integers(len(self), size=num_updates * batch_size)
+        return self._gather(slot, torch.ones(num_updates, batch_size))
+
+    def schedules(self, env_steps: int) -> dict[str, float]:
+        """The values its draws depend on at this moment, by the name they are logged under (``collect/<name>``)."""
+        return {}
 
     def update_priorities(self, index: Tensor, td_error: Tensor) -> None:
         """Tells how surprising sampled transitions turned out to be; uniform sampling does not care.
 
         Args:
-            index: Where they stand, ``[K, B]``.
+            index: The names they were sampled under, ``[K, B]``.
             td_error: Size of the TD error of each, unweighted, ``[K, B]``.
         """
 
     def state_arrays(self) -> dict[str, NDArray[Any]]:
-        """What is stored, from position 0 of the ring on, and where the next goes; views, not copies."""
-        fields = self.storage._asdict()
-        return {name: stored.numpy()[: self._size] for name, stored in fields.items()} | {
-            "head": np.array(self._head, np.int64)
-        }
+        """What is stored, from position 0 of the ring on, and how many ever were; views, not copies."""
+        stored = {name: field.numpy()[: len(self)] for name, field in self._fields().items()}
+        return stored | {"count": np.array(self._count, np.int64)}
 
     def load_state_arrays(self, arrays: dict[str, NDArray[Any]]) -> None:
         """Takes over what :meth:`state_arrays` gave, into an allocated buffer of the same kind.
@@ -225,19 +243,22 @@ class ReplayBuffer:
         Raises:
             ValueError: If it does not fit this buffer; names the field.
         """
-        size = len(arrays["action"])
-        for name, stored in self.storage._asdict().items():
+        missing = {*self._fields(), "count"} - set(arrays)
+        if missing:
+            raise ValueError(f"data.buffer: the saved replay has no {', '.join(sorted(missing))}")
+        size, count = len(arrays["action"]), int(arrays["count"])
+        for name, stored in self._fields().items():
             view = stored.numpy()
             if arrays[name].shape[1:] != view.shape[1:] or arrays[name].dtype != view.dtype or size > self.capacity:
                 raise ValueError(
                     f"data.buffer: the saved {name} is {arrays[name].shape} {arrays[name].dtype}, this buffer holds "
                     f"{view.shape} {view.dtype}; resume with the capacity and environment it was saved with"
                 )
-        if size < self.capacity and int(arrays["head"]) != size:
+        if min(count, self.capacity) != size:
             raise ValueError(f"data.buffer.capacity: {self.capacity} differs from that of the full buffer saved")
-        for name, stored in self.storage._asdict().items():
+        for name, stored in self._fields().items():
             stored.numpy()[:size] = arrays[name]
-        self._size, self._head = size, int(arrays["head"]) % self.capacity
+        self._count = count
 
     @property
     def storage(self) -> Transition[Tensor]:
@@ -250,10 +271,25 @@ class ReplayBuffer:
             raise RuntimeError("the replay buffer has no storage yet: call allocate() first")
         return self._storage
 
-    def _gather(self, index: Tensor, weight: Tensor) -> ReplayBatch:
+    def _fields(self) -> dict[str, Tensor]:
+        return {name: field for name, field in self.storage._asdict().items() if field is not None}
+
+    def _check_filled(self) -> None:
+        if self._count == 0:
+            raise RuntimeError(
+                "the replay buffer is empty: an ExperienceCollector has to fill it, "
+                "and the ExperienceDataModule has to be given to the Trainer as `datamodule=`"
+            )
+
+    def _gather(self, slot: NDArray[np.int64], weight: Tensor) -> ReplayBatch:
         shape = weight.shape
-        rows = (field.index_select(0, index).view(*shape, *field.shape[1:]) for field in self.storage)
-        return ReplayBatch(Transition(*rows), index.view(shape), weight)
+
+        def rows(field: Tensor) -> Tensor:  # numpy takes rows in half the time torch does
+            return torch.from_numpy(field.numpy().take(slot, axis=0)).view(*shape, *field.shape[1:])
+
+        # by name, a transition is the last one stored in its slot
+        index = slot + (self._count - 1 - slot) // self.capacity * self.capacity
+        return ReplayBatch(self.storage.map(rows), torch.from_numpy(index).view(shape), weight)
 
 
 class ReplayDataset(IterableDataset[ReplayBatch]):
@@ -269,6 +305,7 @@ class ReplayDataset(IterableDataset[ReplayBatch]):
         gradient_steps: ``K``, updates per batch.
         iterations_per_epoch: Batches in an epoch.
         rng: Which transitions are drawn.
+        clock: Says how many environment steps have been taken.
     """
 
     def __init__(
@@ -278,7 +315,9 @@ class ReplayDataset(IterableDataset[ReplayBatch]):
         gradient_steps: int,
         iterations_per_epoch: int,
         rng: np.random.Generator,
+        clock: Callable[[], int] = int,
     ) -> None:
+        self.clock = clock
         self.buffer = buffer
         self.batch_size = batch_size
         self.gradient_steps = gradient_steps
@@ -296,7 +335,7 @@ class ReplayDataset(IterableDataset[ReplayBatch]):
         """
         _refuse_workers()
         while True:
-            yield self.buffer.sample(self.gradient_steps, self.batch_size, self.rng)
+            yield self.buffer.sample(self.gradient_steps, self.batch_size, self.rng, self.clock())
 
     def state_dict(self) -> dict[str, int]:
         """Nothing; but having one tells the Trainer that the stream can be resumed, which the collector sees to."""

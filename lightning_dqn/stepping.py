@@ -34,6 +34,8 @@ class VectorStep(NamedTuple):
         valid: False where the environment only reset itself and no step was taken, ``[N]``, bool.
         episode_return: Undiscounted return of the episode up to this step, ``[N]``, float64.
         episode_length: Steps of the episode up to this one, ``[N]``, int64.
+        next_action_mask: Which actions are legal at ``next_observation``, ``[N, A]``, bool, all of them where
+            ``terminated``; ``None`` if no mask is used.
     """
 
     next_observation: NDArray[Any]
@@ -44,6 +46,7 @@ class VectorStep(NamedTuple):
     valid: NDArray[np.bool_]
     episode_return: NDArray[np.float64]
     episode_length: NDArray[np.int64]
+    next_action_mask: NDArray[np.bool_] | None
 
     @property
     def outcome(self) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
@@ -69,10 +72,20 @@ class SeededEnvs:
         seeds: Where the seed of each new episode comes from.
         max_episode_steps: Cuts longer episodes off (a truncation); ``None`` leaves that to the environment, as does an
             environment that cannot be reset alone.
+        mask_key: Where in ``info`` the environments say which actions are legal; ``None``: all are, always.
+
+    Attributes:
+        action_mask: Which actions are legal now, ``[N, A]``, bool; ``None`` if no mask is used.
     """
 
+    action_mask: NDArray[np.bool_] | None
+
     def __init__(
-        self, envs: VectorEnv[Any, Any, Any], seeds: Iterator[int], max_episode_steps: int | None = None
+        self,
+        envs: VectorEnv[Any, Any, Any],
+        seeds: Iterator[int],
+        max_episode_steps: int | None = None,
+        mask_key: str | None = None,
     ) -> None:
         self.envs = envs
         self.num_envs = envs.num_envs
@@ -90,18 +103,21 @@ class SeededEnvs:
         self.episode_return = np.zeros(self.num_envs)
         self.episode_length = np.zeros(self.num_envs, np.int64)
         self._resets_next = np.zeros(self.num_envs, np.bool_)
+        self._mask_key = mask_key
+        self.action_mask = None
 
     def reset(self) -> NDArray[Any]:
         """Starts a new episode in every environment; returns the first observations, ``[N, *O]``."""
         seeds = [next(self.seeds) for _ in range(self.num_envs)]
         # an environment that cannot reset its members alone takes one seed for all of them
         takes_one = self._is_native and (self.num_envs == 1 or not self.resets_alone)
-        observation, _ = self.envs.reset(seed=seeds[0] if takes_one else seeds)  # type: ignore[arg-type]
+        observation, info = self.envs.reset(seed=seeds[0] if takes_one else seeds)  # type: ignore[arg-type]
         self.episode_seed[:] = seeds
         self.episode_return[:] = 0
         self.episode_length[:] = 0
         self._resets_next[:] = False
         self._check_finite(observation, np.zeros(self.num_envs))
+        self.action_mask = self._masks(info, np.zeros(self.num_envs, np.bool_))
         return self._own(observation)
 
     def step(self, action: NDArray[np.int64]) -> VectorStep:
@@ -111,9 +127,10 @@ class SeededEnvs:
             action: Action indices in ``[0, num_actions)``, ``[N]``; the space's own ``start`` is added here.
 
         Raises:
-            ValueError: If an environment returns a reward or observation that is NaN or infinite.
+            ValueError: If an environment returns a reward or observation that is NaN or infinite, or a mask without a
+                legal action.
         """
-        following, reward, terminated, truncated, _ = self.envs.step(action + self._first_action)
+        following, reward, terminated, truncated, info = self.envs.step(action + self._first_action)
         following = self._own(following)
         valid = ~self._resets_next
         self.episode_return += reward * valid
@@ -122,10 +139,12 @@ class SeededEnvs:
         # both flags at once mean a terminal state that was also the last allowed step: there is nothing to bootstrap
         truncated = (truncated | (self.episode_length >= self.max_episode_steps)) & ~terminated
         totals = self.episode_return.copy(), self.episode_length.copy()
+        next_mask = self.action_mask = self._masks(info, terminated)
         done = terminated | truncated
         observation = self._start_episodes(done, following) if done.any() else following
         self._resets_next = done & (not self.resets_alone)
-        return VectorStep(following, np.asarray(reward, np.float64), terminated, truncated, observation, valid, *totals)
+        reward = np.asarray(reward, np.float64)
+        return VectorStep(following, reward, terminated, truncated, observation, valid, *totals, next_mask)
 
     def close(self) -> None:
         """Closes the environments and ends their processes."""
@@ -140,11 +159,37 @@ class SeededEnvs:
         for i in np.flatnonzero(done):
             self.episode_seed[i] = seeds[i] = next(self.seeds)
         if self._is_native and self.num_envs == 1:
-            observation, _ = self.envs.reset(seed=seeds[0])
+            observation, info = self.envs.reset(seed=seeds[0])
         else:  # gymnasium pops the mask from the dictionary it is given, hence a new one every time
-            observation, _ = self.envs.reset(seed=seeds, options={"reset_mask": done.copy()})  # type: ignore[arg-type]
+            observation, info = self.envs.reset(seed=seeds, options={"reset_mask": done.copy()})  # type: ignore[arg-type]
         self._check_finite(observation, np.zeros(self.num_envs))
+        masks = self._masks(info, ~done)
+        if masks is not None and self.action_mask is not None:  # a reset says nothing of those that go on
+            self.action_mask = np.where(done[:, None], masks, self.action_mask)
         return self._own(observation)
+
+    def _masks(self, info: dict[str, Any], unused: NDArray[np.bool_]) -> NDArray[np.bool_] | None:
+        """The legal actions in ``info``; all of them for environments in which none will be chosen."""
+        if self._mask_key is None:
+            return None
+        if self._mask_key not in info:
+            if unused.all():
+                return np.ones((self.num_envs, self.num_actions), np.bool_)
+            raise ValueError(f"data.action_mask: the environments' info has no {self._mask_key!r}, only {sorted(info)}")
+        masks = np.array(info[self._mask_key], np.bool_)  # a copy: the environment may write over its own
+        if masks.shape != (self.num_envs, self.num_actions):
+            raise ValueError(
+                f"data.action_mask: info[{self._mask_key!r}] is {masks.shape}, not (num_envs, num_actions) = "
+                f"({self.num_envs}, {self.num_actions})"
+            )
+        masks[unused] = True
+        if not masks.any(axis=1).all():
+            i = int(np.flatnonzero(~masks.any(axis=1))[0])
+            raise ValueError(
+                f"data.action_mask: environment {i} has no legal action at step {self.episode_length[i]} of its "
+                f"episode (episode seed {self.episode_seed[i]})"
+            )
+        return masks
 
     def _own(self, observation: NDArray[Any]) -> NDArray[Any]:
         # a native environment may hand out the array it works on, and write over it at the next step or reset

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from lightning_dqn.distributions import ReturnDistribution
+from lightning_dqn.functional import legal_values, soft_policy, take_action
 from lightning_dqn.transition import Transition
 
 QFunction = Callable[[Tensor], ReturnDistribution]
@@ -40,7 +43,7 @@ class QLearning(TargetRule):
     def __call__(self, transition: Transition[Tensor], online: QFunction, target: QFunction) -> ReturnDistribution:
         """See :class:`TargetRule`."""
         following = target(transition.next_observation)
-        greedy = following.q_values.argmax(dim=1)
+        greedy = legal_values(following.q_values, transition.next_action_mask).argmax(dim=1)
         return following.at(greedy).backup(transition.reward, transition.discount)
 
 
@@ -52,5 +55,83 @@ class DoubleQLearning(TargetRule):
 
     def __call__(self, transition: Transition[Tensor], online: QFunction, target: QFunction) -> ReturnDistribution:
         """See :class:`TargetRule`."""
-        greedy = online(transition.next_observation).q_values.argmax(dim=1)
+        choices = online(transition.next_observation).q_values
+        greedy = legal_values(choices, transition.next_action_mask).argmax(dim=1)
         return target(transition.next_observation).at(greedy).backup(transition.reward, transition.discount)
+
+
+@dataclass(frozen=True)
+class MunchausenQLearning(TargetRule):
+    """Soft Q-learning with the agent's own log-policy added to the reward.
+
+    The target is ``r + alpha * [tau log pi(a|s)]_l0^0 + discount * sum_a' pi(a'|s') (q(s', a') - tau log pi(a'|s'))``,
+    with ``pi`` the softmax of the *target* network's values over ``tau``. With an
+    :class:`~lightning_dqn.quantile.ImplicitQuantileHead` this is M-IQN.
+
+    "Munchausen Reinforcement Learning" (Vieillard, Pietquin and Geist 2020), equation 2 and appendix B.1. The paper's
+    returns are of one step; with n-step returns the log-policy is that of the first action alone.
+
+    Attributes:
+        temperature: ``tau`` of the softmax, in units of return, above 0.
+        alpha: Share of the log-policy that is added to the reward, in [0, 1]; 0 is soft Q-learning.
+        log_policy_min: ``l0``, the least scaled log-policy that is added, at most 0.
+
+    Raises:
+        ValueError: If one of them is out of range; names the field.
+    """
+
+    temperature: float = 0.03
+    alpha: float = 0.9
+    log_policy_min: float = -1.0
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise ValueError(f"model.target_rule.temperature must be above 0, got {self.temperature}")
+        if not 0 <= self.alpha <= 1:
+            raise ValueError(f"model.target_rule.alpha must be in [0, 1], got {self.alpha}")
+        if not self.log_policy_min <= 0:
+            raise ValueError(f"model.target_rule.log_policy_min must be at most 0, got {self.log_policy_min}")
+
+    def __call__(self, transition: Transition[Tensor], online: QFunction, target: QFunction) -> ReturnDistribution:
+        """See :class:`TargetRule`."""
+        present = legal_values(target(transition.observation).q_values, transition.action_mask)
+        _, log_policy = soft_policy(present, self.temperature)
+        chosen = take_action(log_policy, transition.action).clamp(self.log_policy_min, 0.0)
+
+        following = target(transition.next_observation)
+        legal = legal_values(following.q_values, transition.next_action_mask)
+        policy, log_policy = soft_policy(legal, self.temperature)
+        # where the policy is 0 its logarithm may be minus infinity, and adds nothing
+        entropy_bonus = (-log_policy).masked_fill(policy == 0, 0.0)
+        value = following.mixture(policy, entropy_bonus)
+        return value.backup(transition.reward + self.alpha * chosen, transition.discount)
+
+
+def check_that_they_fit(head: nn.Module, num_features: int, num_actions: int, rule: TargetRule) -> None:
+    """Tries a head and a target rule on two made-up transitions, before anything is trained.
+
+    Args:
+        head: Maps features to the returns of all actions.
+        num_features: Size of the features.
+        num_actions: Number of actions.
+        rule: What the head is to be regressed on.
+
+    Raises:
+        ValueError: If the rule asks of the returns what they cannot do, or the loss is not one number per transition.
+    """
+    features, ones = torch.zeros(2, num_features), torch.ones(2)
+    transition = Transition(features, torch.zeros(2, dtype=torch.int64), ones, ones, features)
+    who = f"model.head ({type(head).__name__}) and model.target_rule ({type(rule).__name__}) cannot go together"
+    # the seed of a run decides its course, whatever was tried before
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        returns: ReturnDistribution = head(features)
+        if returns.q_values.shape != (2, num_actions):
+            raise ValueError(
+                f"model.head: q_values are {tuple(returns.q_values.shape)} for 2 states, {num_actions} actions"
+            )
+        try:
+            loss = returns.at(transition.action).loss(rule(transition, head, head))
+        except (NotImplementedError, TypeError, AttributeError, RuntimeError) as error:
+            raise ValueError(f"{who}: {error}") from error
+    if loss.shape != (2,):
+        raise ValueError(f"{who}: the loss of 2 transitions has shape {tuple(loss.shape)}, not (2,)")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Generic, NamedTuple, TypeVar
 
 from torch import Tensor
 
 T = TypeVar("T")
+S = TypeVar("S")
 
 
 class Transition(NamedTuple, Generic[T]):
@@ -21,6 +23,8 @@ class Transition(NamedTuple, Generic[T]):
         reward: Discounted sum of the rewards of the window, ``[...]``, float32.
         discount: ``gamma ** k`` for a window of ``k`` steps, 0 only where the episode *terminated*, ``[...]``, float32.
         next_observation: The observation ``k`` steps later, never that of a following episode.
+        action_mask: Which actions were legal at ``observation``, ``[..., A]``, bool; ``None`` if all always are.
+        next_action_mask: The same at ``next_observation``; all true where the episode terminated.
     """
 
     observation: T
@@ -28,6 +32,16 @@ class Transition(NamedTuple, Generic[T]):
     reward: T
     discount: T
     next_observation: T
+    action_mask: T | None = None
+    next_action_mask: T | None = None
+
+    def map(self, function: Callable[[T], S]) -> Transition[S]:
+        """Applies a function to every field there is.
+
+        Args:
+            function: Maps one field to its counterpart.
+        """
+        return Transition(*(None if field is None else function(field) for field in self))  # type: ignore[arg-type]
 
 
 class ReplayBatch(NamedTuple):
@@ -35,7 +49,8 @@ class ReplayBatch(NamedTuple):
 
     Attributes:
         transition: The transitions, every field ``[K, B, ...]``.
-        index: Where each stands in the buffer, ``[K, B]``, int64.
+        index: By what name the buffer knows each, ``[K, B]``, int64: its place in the order of all ever stored, so that
+            a transition that has been overwritten meanwhile is not mistaken for the one that took its place.
         weight: Importance weight of each sample in the loss, ``[K, B]``, float32; ones under uniform replay.
     """
 

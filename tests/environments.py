@@ -396,19 +396,20 @@ class RecordingBuffer(ReplayBuffer):
         self.added_before_sample = []
 
     def add(self, transition):
-        self.added.append(Transition(*(np.array(field) for field in transition)))
+        self.added.append(transition.map(np.array))
         super().add(transition)
 
-    def sample(self, num_updates, batch_size, rng):
-        batch = super().sample(num_updates, batch_size, rng)
-        self.sampled.append(Transition(*(field.clone().numpy() for field in batch.transition)))
+    def sample(self, num_updates, batch_size, rng, env_steps=0):
+        batch = super().sample(num_updates, batch_size, rng, env_steps)
+        self.sampled.append(batch.transition.map(lambda field: field.clone().numpy()))
         self.added_before_sample.append(sum(len(transition.action) for transition in self.added))
         return batch
 
     @property
     def all_added(self):
         """Every transition stored so far, one after the other."""
-        return Transition(*(np.concatenate(fields) for fields in zip(*self.added, strict=True)))
+        fields = zip(*self.added, strict=True)
+        return Transition(*(None if field[0] is None else np.concatenate(field) for field in fields))
 
 
 gym.register("Chain-v0", entry_point=Chain, vector_entry_point=ChainVector)

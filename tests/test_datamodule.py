@@ -388,7 +388,9 @@ def test_no_more_evaluation_environments_are_made_than_there_are_episodes():
     data = small(Counted, eval_episodes=3, eval_num_envs=100)
     with closing(data):
         episodes = next(iter(data.val_dataloader()))
-        assert episodes.play(lambda observation: np.zeros(len(observation), np.int64)).lengths.shape == (3,)
+        assert episodes.play(lambda observation, action_mask: np.zeros(len(observation), np.int64)).lengths.shape == (
+            3,
+        )
     assert Counted.made == Counted.closed == 3
 
 
@@ -396,7 +398,7 @@ def test_long_evaluation_episodes_are_cut_off():
     data = small(ChainVector, vectorization="native", env_kwargs={"limits": (None,)}, max_eval_steps=4)
     with closing(data):
         for episodes in data.val_dataloader():
-            played = episodes.play(lambda observation: np.zeros(len(observation), np.int64))
+            played = episodes.play(lambda observation, action_mask: np.zeros(len(observation), np.int64))
             assert set(played.lengths.tolist()) == {4}
 
 

@@ -63,7 +63,7 @@ def test_td_error_is_the_size_of_the_difference_whatever_the_loss():
     prediction, target = tensor([1.5, 2.0, 0.0]), ExpectedReturn(tensor([1.0, 2.0, 3.0]))
 
     for error in (squared_error, huber_error):
-        assert ExpectedReturn(prediction, error).td_error(target).tolist() == [0.5, 0.0, 3.0]
+        assert ExpectedReturn(prediction, error).td_error(target, torch.zeros(3)).tolist() == [0.5, 0.0, 3.0]
 
 
 def test_the_loss_of_a_prediction_that_was_not_narrowed_to_one_action_is_refused():
@@ -82,7 +82,8 @@ def test_a_batch_is_its_samples_stacked():
     def learn(rows):
         prediction = ExpectedReturn(values[rows], huber_error).at(action[rows])
         goal = ExpectedReturn(target[rows]).at(action[rows]).backup(reward[rows], discount[rows])
-        return torch.stack([prediction.q_values, goal.q_values, prediction.loss(goal), prediction.td_error(goal)])
+        loss = prediction.loss(goal)
+        return torch.stack([prediction.q_values, goal.q_values, loss, prediction.td_error(goal, loss)])
 
     whole = learn(slice(None))
 

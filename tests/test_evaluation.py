@@ -14,7 +14,7 @@ from tests.environments import (
 )
 
 
-def choose(observation):
+def choose(observation, action_mask=None):
     """A deterministic policy that looks at the observation."""
     return (np.abs(observation[:, 0]) * 10).astype(np.int64) % 3
 
@@ -57,7 +57,7 @@ def test_evaluation_may_be_repeated_in_the_same_environments(played_alone):
 def test_long_evaluation_episodes_are_cut_off(num_envs):
     envs = make_envs(Chain, num_envs, NO_LIMIT)
     played = EvaluationEpisodes(lambda: envs, SEEDS, max_episode_steps=5).play(
-        lambda observation: zeros(len(observation))
+        lambda observation, action_mask: zeros(len(observation))
     )
     assert played.lengths.tolist() == [5] * 10
     assert played.returns.tolist() == [15] * 10
@@ -87,5 +87,7 @@ def test_a_cap_at_the_terminal_state_leaves_it_terminal():
 
 def test_a_native_environment_that_resets_by_itself_is_not_cut_off():
     envs = make_envs(ChainVector, 2, {"honours_mask": False, **NO_LIMIT}, (), "native")
-    played = EvaluationEpisodes(lambda: envs, SEEDS[:6], max_episode_steps=5).play(lambda observation: zeros(2))
+    played = EvaluationEpisodes(lambda: envs, SEEDS[:6], max_episode_steps=5).play(
+        lambda observation, action_mask: zeros(2)
+    )
     assert played.lengths.tolist() == [CHAIN_LENGTH] * 6

@@ -11,8 +11,10 @@ MAY_IMPORT = {
     # know nothing of ours
     "transition": set(),
     "functional": set(),
-    "exploration": set(),
-    "envs": set(),
+    "schedules": set(),
+    "exploration": {"schedules"},
+    "masks": set(),
+    "envs": {"masks"},
     "stepping": {"envs"},
     "evaluation": {"stepping"},
     "memory": set(),
@@ -24,13 +26,18 @@ MAY_IMPORT = {
     "watchers": set(),
     # the learner
     "distributions": {"functional"},
-    "targets": {"distributions", "transition"},
+    "targets": {"distributions", "functional", "transition"},
     "heads": {"distributions", "functional"},
+    "categorical": {"distributions", "functional", "heads"},
+    "quantile": {"distributions", "functional", "heads"},
+    "noisy": set(),
     "networks": {"distributions", "heads"},
     "metrics": {"functional"},
-    "module": {"heads", "hparams", "metrics", "networks", "targets", "threads", "transition", "watchers"},
+    "module": {"functional", "heads", "hparams", "metrics", "networks", "targets", "threads", "transition", "watchers"},
     # the data
     "replay": {"memory", "transition"},
+    "sum_tree": set(),
+    "prioritized": {"replay", "schedules", "sum_tree", "transition"},
     "datamodule": {"envs", "evaluation", "hparams", "replay", "stepping"},
     # where they meet
     "collector": {"checkpoint", "datamodule", "exploration", "stepping", "transition"},
@@ -62,8 +69,8 @@ def test_a_room_imports_only_what_it_may(path):
 
 
 def test_learner_and_data_never_import_each_other():
-    learner = {"distributions", "targets", "heads", "networks", "metrics", "module"}
-    data = {"replay", "datamodule", "envs", "evaluation", "memory", "stepping"}
+    learner = {"distributions", "targets", "heads", "categorical", "quantile", "noisy", "networks", "metrics", "module"}
+    data = {"replay", "sum_tree", "prioritized", "datamodule", "envs", "masks", "evaluation", "memory", "stepping"}
     assert not any(MAY_IMPORT[room] & data for room in learner)
     assert not any(MAY_IMPORT[room] & learner for room in data)
 

@@ -147,7 +147,7 @@ class HandLoop:
         """One iteration: K updates; the means of loss, TD error and Q-value over them."""
         records = []
         for k in range(len(batch.index)):
-            minibatch = [field[k] for field in batch.transition] + [batch.weight[k]]
+            minibatch = [field[k] for field in batch.transition[:5]] + [batch.weight[k]]
 
             def closure(minibatch=minibatch):
                 loss, self.td_error, self.q = self.loss(*minibatch)
@@ -538,7 +538,7 @@ def with_weight(batch, weight):
 
 
 def rows_of(batch, rows):
-    transition = Transition(*(field[:, rows] for field in batch.transition))
+    transition = batch.transition.map(lambda field: field[:, rows])
     return ReplayBatch(transition, batch.index[:, rows], batch.weight[:, rows])
 
 
@@ -954,7 +954,7 @@ class Played:
         self.actions = []
 
     def play(self, policy):
-        self.actions.append(policy(np.eye(4, dtype=np.float32)))
+        self.actions.append(policy(np.eye(4, dtype=np.float32), None))
         return self.result
 
 

@@ -1,0 +1,92 @@
+"""Numbers that change as training goes on, read off the clock of environment steps."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+
+class Schedule(ABC):
+    """A number that changes as training goes on."""
+
+    @abstractmethod
+    def __call__(self, env_steps: int, episodes: int) -> float:
+        """The value at a moment of training.
+
+        Args:
+            env_steps: Environment steps taken so far, summed over environments.
+            episodes: Episodes finished so far, summed over environments.
+        """
+
+
+@dataclass(frozen=True)
+class LinearSchedule(Schedule):
+    """Goes from ``start`` to ``end`` in a straight line and stays there.
+
+    Attributes:
+        start: Value at the first step.
+        end: Value from ``decay_steps`` on.
+        decay_steps: Length of the way, in environment steps.
+    """
+
+    start: float = 1.0
+    end: float = 0.05
+    decay_steps: int = 10_000
+
+    def __post_init__(self) -> None:
+        _at_least_one("decay_steps", self.decay_steps)
+
+    def __call__(self, env_steps: int, episodes: int) -> float:
+        """See :class:`Schedule`."""
+        return self.start + (self.end - self.start) * min(env_steps / self.decay_steps, 1.0)
+
+
+@dataclass(frozen=True)
+class ExponentialSchedule(Schedule):
+    """Comes closer to ``end`` by one factor a step: ``end + (start - end) * exp(-env_steps / decay_steps)``.
+
+    Attributes:
+        start: Value at the first step.
+        end: Value it tends to.
+        decay_steps: Environment steps in which the distance to ``end`` shrinks by a factor of ``e``.
+    """
+
+    start: float = 1.0
+    end: float = 0.05
+    decay_steps: int = 5_000
+
+    def __post_init__(self) -> None:
+        _at_least_one("decay_steps", self.decay_steps)
+
+    def __call__(self, env_steps: int, episodes: int) -> float:
+        """See :class:`Schedule`."""
+        return self.end + (self.start - self.end) * math.exp(-env_steps / self.decay_steps)
+
+
+@dataclass(frozen=True)
+class EpisodeDecay(Schedule):
+    """Multiplied by ``factor`` after every episode, down to ``end``: the schedule of many textbooks.
+
+    Attributes:
+        start: Value in the first episode.
+        end: Least value.
+        factor: In (0, 1].
+    """
+
+    start: float = 1.0
+    end: float = 0.01
+    factor: float = 0.995
+
+    def __post_init__(self) -> None:
+        if not 0 < self.factor <= 1:
+            raise ValueError(f"schedule.factor must be in (0, 1], got {self.factor}")
+
+    def __call__(self, env_steps: int, episodes: int) -> float:
+        """See :class:`Schedule`."""
+        return max(self.end, self.start * self.factor**episodes)
+
+
+def _at_least_one(name: str, value: int) -> None:
+    if value < 1:
+        raise ValueError(f"schedule.{name} must be at least 1 environment step, got {value}")
