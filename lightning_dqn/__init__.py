@@ -43,5 +43,6 @@ from lightning_dqn.targets import QLearning as QLearning
 from lightning_dqn.targets import TargetRule as TargetRule
 from lightning_dqn.transition import ReplayBatch as ReplayBatch
 from lightning_dqn.transition import Transition as Transition
+from lightning_dqn.wrappers import UnitObservation as UnitObservation
 
 __version__ = "0.1.0"

@@ -37,7 +37,8 @@ class CategoricalReturn(ReturnDistribution):
 
     def at(self, action: Tensor) -> CategoricalReturn:
         """The atoms of one action per row, ``[B, M]``."""
-        return CategoricalReturn(take_action(self.log_probabilities, action), self.atoms)
+        atoms = self.atoms if self.atoms.dim() == 1 else take_action(self.atoms, action)
+        return CategoricalReturn(take_action(self.log_probabilities, action), atoms)
 
     def backup(self, reward: Tensor, discount: Tensor) -> CategoricalReturn:
         """The same probabilities on atoms ``reward + discount * atom``, not yet projected."""
@@ -90,10 +91,13 @@ class CategoricalHead(Head):
     ) -> None:
         super().__init__()
         check_at_least(2, num_atoms=num_atoms)
-        if not v_min < v_max:
-            raise ValueError(f"model.head.v_min ({v_min}) must be below model.head.v_max ({v_max})")
+        if not -torch.inf < v_min < v_max < torch.inf:
+            raise ValueError(f"model.head.v_min ({v_min}) must be below model.head.v_max ({v_max}), both finite")
         self.stream = stream(num_features, num_actions, num_atoms, layer)
-        self.register_buffer("support", torch.linspace(v_min, v_max, num_atoms), persistent=False)
+        # linspace would put 1e-7 where 0 belongs
+        share = torch.arange(num_atoms, dtype=torch.float64)
+        support = (v_min * share.flip(0) + v_max * share) / (num_atoms - 1)
+        self.register_buffer("support", support.float(), persistent=False)
 
     def forward(self, features: Tensor) -> CategoricalReturn:
         """Probabilities of all actions' atoms, ``[B, A, M]``."""

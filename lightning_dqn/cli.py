@@ -207,6 +207,10 @@ def main(args: ArgsType = None) -> None:
             if isinstance(logger, WandbLogger):
                 logger.finish()
     except (ValueError, MemoryError) as error:
-        if not _NAMED_FIELD.match(str(error)):
+        cause: BaseException | None = error
+        # the parser wraps what a class of a configuration raised in an error of its own, at length
+        while cause is not None and not _NAMED_FIELD.match(str(cause)):
+            cause = cause.__cause__
+        if cause is None:
             raise
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {cause}")

@@ -87,7 +87,7 @@ class EpsilonGreedy(Explorer):
     ) -> NDArray[np.int64]:
         """See :class:`Explorer`."""
         explores = rng.random(len(q_values)) < self.epsilon(env_steps, episodes)
-        return np.where(explores, uniform_actions(q_values > -np.inf, rng), q_values.argmax(axis=1))
+        return np.where(explores, uniform_actions(q_values != -np.inf, rng), q_values.argmax(axis=1))
 
 
 class EZGreedy(Explorer):
@@ -123,7 +123,7 @@ class EZGreedy(Explorer):
         self, q_values: NDArray[np.float32], env_steps: int, episodes: int, rng: np.random.Generator
     ) -> NDArray[np.int64]:
         """See :class:`Explorer`."""
-        num_envs, legal = len(q_values), q_values > -np.inf
+        num_envs, legal = len(q_values), q_values != -np.inf
         if len(self._remaining) != num_envs:
             self._action, self._remaining = np.zeros((2, num_envs), np.int64)
         self._remaining[~legal[np.arange(num_envs), self._action]] = 0

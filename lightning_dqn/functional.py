@@ -96,7 +96,7 @@ def project_categorical(probabilities: Tensor, atoms: Tensor, support: Tensor) -
     lower = position.floor().clamp(max=num_atoms - 2)
     share = (position - lower).clamp(max=1.0)
     projected = torch.zeros(len(atoms), num_atoms, dtype=probabilities.dtype, device=atoms.device)
-    index = lower.long()
+    index = lower.nan_to_num(0.0).long()  # NaN has no place, and makes its row NaN by its share
     projected.scatter_add_(1, index, probabilities * (1 - share))
     return projected.scatter_add_(1, index + 1, probabilities * share)
 

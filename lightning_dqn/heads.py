@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from math import inf
 
 from torch import Tensor, nn
 
@@ -148,11 +149,13 @@ class ExpectedHead(Head):
 
 
 def check_at_least(least: float, **arguments: float) -> None:
-    """Refuses arguments of a head that are too small.
+    """Refuses arguments of a head that are too small or infinite.
 
     Raises:
         ValueError: Naming the field.
     """
     for name, value in arguments.items():
+        if value == inf:
+            raise ValueError(f"model.head.{name} must be finite")
         if not value >= least:
             raise ValueError(f"model.head.{name} must be at least {least}, got {value}")

@@ -26,22 +26,23 @@ class ActionMask(gym.Wrapper[Any, Any, Any, Any]):
     def __init__(self, env: gym.Env[Any, Any], key: str) -> None:
         super().__init__(env)
         self.key = key
+        assert isinstance(env.action_space, spaces.Discrete)
+        self.num_actions = int(env.action_space.n)
         space = env.observation_space
         self.observed = isinstance(space, spaces.Dict) and key in space.spaces
         if not self.observed:
             return
         assert isinstance(space, spaces.Dict)
-        assert isinstance(env.action_space, spaces.Discrete)
-        if space[key].shape != (env.action_space.n,):
+        if space[key].shape != (self.num_actions,):
             raise ValueError(
                 f"data.action_mask: observation key {key!r} has shape {space[key].shape}, not one entry for each of "
-                f"{env.action_space.n} actions"
+                f"{self.num_actions} actions"
             )
         rest = {name: part for name, part in space.spaces.items() if name != key}
         if not rest:
             raise ValueError(f"data.action_mask: without {key!r} the observations are empty")
         self.only = next(iter(rest)) if len(rest) == 1 else None
-        self.observation_space = rest[self.only] if self.only else spaces.Dict(rest)
+        self.observation_space = rest[self.only] if self.only is not None else spaces.Dict(rest)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Starts an episode."""
@@ -57,13 +58,18 @@ class ActionMask(gym.Wrapper[Any, Any, Any, Any]):
         if self.observed:
             mask = observation[self.key]
             rest = {name: part for name, part in observation.items() if name != self.key}
-            observation = rest[self.only] if self.only else rest
+            observation = rest[self.only] if self.only is not None else rest
+        elif ended:  # nothing is left to choose, whatever it says
+            return observation, {name: value for name, value in info.items() if name != self.key}
         elif self.key in info:
             mask = info[self.key]
-        elif ended:  # nothing is left to choose
-            return observation, info
         else:
             raise ValueError(
                 f"data.action_mask: {self.key!r} is neither an observation key nor in info, which has {sorted(info)}"
             )
-        return observation, {**info, self.key: np.array(mask, np.bool_)}
+        mask = np.array(mask, np.bool_)
+        if mask.shape != (self.num_actions,):
+            raise ValueError(
+                f"data.action_mask: {self.key!r} is {mask.shape}, not one entry for each of {self.num_actions} actions"
+            )
+        return observation, {**info, self.key: mask}

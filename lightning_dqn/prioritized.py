@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_dqn.replay import ReplayBuffer
-from lightning_dqn.schedules import LinearSchedule, Schedule
+from lightning_dqn.schedules import EpisodeDecay, LinearSchedule, Schedule
 from lightning_dqn.sum_tree import SumTree
 from lightning_dqn.transition import ReplayBatch, Transition
 
@@ -48,6 +48,8 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         super().__init__(capacity)
         if not 0 <= alpha <= 1:
             raise ValueError(f"data.buffer.alpha must be in [0, 1], got {alpha}")
+        if not isinstance(beta, Schedule) or isinstance(beta, EpisodeDecay):
+            raise ValueError(f"data.buffer.beta must be a schedule over environment steps, got {beta!r}")
         for name in ("start", "end"):
             value = getattr(beta, name, 0.0)
             if not 0 <= value <= 1:
@@ -120,10 +122,12 @@ class PrioritizedReplayBuffer(ReplayBuffer):
             ValueError: If a TD error is NaN, infinite or negative.
         """
         name = index.cpu().numpy().reshape(-1)
-        priority = td_error.detach().cpu().numpy().reshape(-1) + np.float64(self.epsilon)
-        largest = priority.max()
-        if not (priority.min() >= self.epsilon and largest < np.inf):
-            raise ValueError(f"data.buffer: TD errors must be finite and not negative, got {priority - self.epsilon}")
+        priority = td_error.detach().double().cpu().numpy().reshape(-1) + self.epsilon
+        if not (priority.min() >= self.epsilon and priority.max() < np.inf):
+            wrong = priority[~((priority >= self.epsilon) & (priority < np.inf))] - self.epsilon
+            raise ValueError(
+                f"data.buffer: TD errors must be finite and not negative, {len(wrong)} are not, such as {wrong[0]}"
+            )
         present = name >= self._count - self.capacity
         if not present.all():
             name, priority = name[present], priority[present]
@@ -152,6 +156,10 @@ class PrioritizedReplayBuffer(ReplayBuffer):
             raise ValueError(
                 f"data.buffer.alpha: the replay was saved with {arrays['alpha']}, this one has {self.alpha}"
             )
+        priority = arrays["priority"]
+        whole = priority.shape == arrays["action"].shape and np.isfinite(priority).all() and (priority >= 0).all()
+        if not whole:
+            raise ValueError("data.buffer: the saved priorities are not one finite number for each transition")
         super().load_state_arrays(arrays)
         self.max_priority = float(arrays["max_priority"])
-        self.tree.restore(arrays["priority"])
+        self.tree.restore(priority)

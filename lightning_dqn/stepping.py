@@ -96,7 +96,7 @@ class SeededEnvs:
         self._first_action = int(space.start)
         self._may_be_infinite = np.issubdtype(envs.single_observation_space.dtype, np.floating)
         self._is_native = not isinstance(envs, SyncVectorEnv | AsyncVectorEnv)
-        self.resets_alone = not self._is_native or _resets_alone(envs)
+        self.resets_alone = not self._is_native or _resets_alone(envs, mask_key)
         # an episode can only be cut off by those who can then start the next one
         self.max_episode_steps = max_episode_steps if max_episode_steps and self.resets_alone else np.inf
         self.episode_seed = np.zeros(self.num_envs, np.int64)
@@ -207,7 +207,7 @@ class SeededEnvs:
         )
 
 
-def _resets_alone(envs: VectorEnv[Any, Any, Any]) -> bool:
+def _resets_alone(envs: VectorEnv[Any, Any, Any], mask_key: str | None) -> bool:
     """Whether a native environment's members can be reset one by one, found out by trying.
 
     Raises:
@@ -220,7 +220,7 @@ def _resets_alone(envs: VectorEnv[Any, Any, Any]) -> bool:
             "data.vectorization: this native vector environment resets within the step that ends an episode, which "
             "hides the last observation; make it with next-step autoreset"
         )
-    alone = envs.num_envs == 1 or _leaves_others_alone(envs)
+    alone = envs.num_envs == 1 or _leaves_others_alone(envs, mask_key)
     if not alone and mode == AutoresetMode.DISABLED:
         raise ValueError(
             "data.vectorization: this native vector environment neither resets by itself nor some of its members "
@@ -229,7 +229,7 @@ def _resets_alone(envs: VectorEnv[Any, Any, Any]) -> bool:
     return alone
 
 
-def _leaves_others_alone(envs: VectorEnv[Any, Any, Any]) -> bool:
+def _leaves_others_alone(envs: VectorEnv[Any, Any, Any], mask_key: str | None) -> bool:
     """Whether a masked reset of the first environment leaves the others as they are."""
     mask = np.zeros(envs.num_envs, np.bool_)
     mask[0] = True
@@ -238,9 +238,13 @@ def _leaves_others_alone(envs: VectorEnv[Any, Any, Any]) -> bool:
     space = envs.single_action_space
     assert isinstance(space, spaces.Discrete)
     try:
-        first = envs.reset(seed=0)[0].copy()
+        first, info = envs.reset(seed=0)
+        first = first.copy()
         for _ in range(100):
-            before = envs.step(space.start + rng.integers(space.n, size=envs.num_envs))[0].copy()
+            # an environment may break down at an illegal action
+            legal = info.get(mask_key or "", np.ones((envs.num_envs, space.n)))
+            before, *_, info = envs.step(space.start + (legal * rng.random(np.shape(legal))).argmax(axis=1))
+            before = before.copy()
             if (before[1:] != first[1:]).any():  # only one that has left its start shows whether it was sent back
                 after, _ = envs.reset(seed=seeds, options={"reset_mask": mask})  # type: ignore[arg-type]
                 return bool((before[1:] == after[1:]).all())

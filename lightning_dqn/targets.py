@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -85,8 +86,8 @@ class MunchausenQLearning(TargetRule):
     log_policy_min: float = -1.0
 
     def __post_init__(self) -> None:
-        if not self.temperature > 0:
-            raise ValueError(f"model.target_rule.temperature must be above 0, got {self.temperature}")
+        if not 0 < self.temperature < torch.inf:
+            raise ValueError(f"model.target_rule.temperature must be above 0 and finite, got {self.temperature}")
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"model.target_rule.alpha must be in [0, 1], got {self.alpha}")
         if not self.log_policy_min <= 0:
@@ -119,6 +120,7 @@ def check_that_they_fit(head: nn.Module, num_features: int, num_actions: int, ru
     Raises:
         ValueError: If the rule asks of the returns what they cannot do, or the loss is not one number per transition.
     """
+    head = copy.deepcopy(head)  # layers such as batch norm remember what they have seen
     features, ones = torch.zeros(2, num_features), torch.ones(2)
     transition = Transition(features, torch.zeros(2, dtype=torch.int64), ones, ones, features)
     who = f"model.head ({type(head).__name__}) and model.target_rule ({type(rule).__name__}) cannot go together"
@@ -131,7 +133,7 @@ def check_that_they_fit(head: nn.Module, num_features: int, num_actions: int, ru
             )
         try:
             loss = returns.at(transition.action).loss(rule(transition, head, head))
-        except (NotImplementedError, TypeError, AttributeError, RuntimeError) as error:
+        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
             raise ValueError(f"{who}: {error}") from error
     if loss.shape != (2,):
         raise ValueError(f"{who}: the loss of 2 transitions has shape {tuple(loss.shape)}, not (2,)")

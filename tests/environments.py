@@ -23,10 +23,10 @@ CHAIN_LIMITS = (None, 4, 5, 1)
 NO_LIMIT = {"limits": (None,)}
 
 
-def seeded(env_id, num_envs=4, vectorization="sync", seeds=None, max_episode_steps=None, **kwargs):
+def seeded(env_id, num_envs=4, vectorization="sync", seeds=None, max_episode_steps=None, mask_key=None, **kwargs):
     """Copies of an environment, with the seeds 100, 101, ... unless others are given."""
-    envs = make_envs(env_id, num_envs, kwargs, (), vectorization)
-    return SeededEnvs(envs, count(100) if seeds is None else iter(seeds), max_episode_steps)
+    envs = make_envs(env_id, num_envs, kwargs, (), vectorization, mask_key)
+    return SeededEnvs(envs, count(100) if seeds is None else iter(seeds), max_episode_steps, mask_key)
 
 
 def zeros(num_envs=4):
@@ -164,6 +164,103 @@ class ChainVector(VectorEnv):
     def close_extras(self, **kwargs):
         if self.log is not None:
             self.log.close()
+
+
+MASKED_ACTIONS = 5
+
+
+def legal_actions(observation):
+    """Which actions are legal at observations ``[..., 3]`` of a :class:`MaskedChain`: never none, and rarely the same.
+
+    Being a function of the observation, it can be asked again of whatever has been stored.
+    """
+    t, episode = np.asarray(observation)[..., 0].astype(np.int64), chain_episode(observation)
+    code = (7 * t + 3 * episode) % 31 + 1
+    return (code[..., None] >> np.arange(MASKED_ACTIONS)) % 2 == 1
+
+
+def assert_masks_are_right(rows, length=CHAIN_LENGTH):
+    """Stored rows ``[..., *]`` of a :class:`MaskedChain` know what was legal before and after, and did it."""
+    assert rows.action_mask.dtype == rows.next_action_mask.dtype == np.bool_
+    assert (rows.action_mask == legal_actions(rows.observation)).all()
+    terminal = rows.next_observation[..., :1] == length
+    # nothing is chosen in a terminal state: there everything counts as legal
+    assert (rows.next_action_mask == (legal_actions(rows.next_observation) | terminal)).all()
+    assert np.take_along_axis(rows.action_mask, rows.action[..., None], -1).all()
+
+
+class MaskedChain(Chain):
+    """A chain that says which actions are legal, and breaks down at one that is not.
+
+    Args:
+        where: ``info``, or what kind of Dict observation the mask is a part of: ``observation`` (one other key) or
+            ``observations`` (two).
+        at_the_end: What a terminal state says: the mask ``as ever``, that nothing is legal (``none``) or nothing at all
+            (``missing``).
+        start: The first action of the space.
+    """
+
+    def __init__(self, where="info", at_the_end="as ever", start=0, **kwargs):
+        super().__init__(**kwargs)
+        self.where, self.at_the_end = where, at_the_end
+        self.action_space = spaces.Discrete(MASKED_ACTIONS, start=start)
+        parts = {"position": Chain.observation_space, "legal": spaces.MultiBinary(MASKED_ACTIONS)}
+        if where == "observations":
+            parts["zero"] = spaces.Box(0, 0, (1,), np.float32)
+        if where != "info":
+            self.observation_space = spaces.Dict(parts)
+
+    def reset(self, *, seed=None, options=None):
+        self.position, info = super().reset(seed=seed, options=options)
+        return self._say(self.position, info, False)
+
+    def step(self, action):
+        assert legal_actions(self.position)[action - self.action_space.start], f"{action} is illegal"
+        self.position, reward, terminated, truncated, info = super().step(action)
+        observation, info = self._say(self.position, info, terminated)
+        return observation, reward, terminated, truncated, info
+
+    def _say(self, position, info, terminated):
+        mask = legal_actions(position).astype(np.int8)
+        if terminated and self.at_the_end != "as ever":
+            mask[:] = 0
+        if self.where == "info":
+            missing = terminated and self.at_the_end == "missing"
+            return position, info if missing else info | {"legal": mask}
+        rest = {"zero": np.zeros(1, np.float32)} if self.where == "observations" else {}
+        return {"legal": mask, "position": position} | rest, info
+
+
+class MaskedChainVector(ChainVector):
+    """The same as a native vector environment; it hands out one and the same array of masks if told to ``reuse``.
+
+    It does not break down at an illegal action: that is for its log to tell.
+
+    Args:
+        falls_silent: Whether it says nothing of anyone's legal actions when an episode has reached its terminal state.
+    """
+
+    single_action_space = spaces.Discrete(MASKED_ACTIONS)
+
+    def __init__(self, *args, falls_silent=False, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.falls_silent = falls_silent
+        self.mask = np.zeros((self.num_envs, MASKED_ACTIONS), np.bool_)
+
+    def reset(self, *, seed=None, options=None):
+        observation, _ = super().reset(seed=seed, options=options)
+        return observation, self._info(observation)
+
+    def step(self, actions):
+        observation, reward, terminated, truncated, _ = super().step(actions)
+        return observation, reward, terminated, truncated, self._info(observation)
+
+    def _info(self, observation):
+        terminal = observation[:, :1] == self.length
+        self.mask[:] = legal_actions(observation) & ~terminal
+        if self.falls_silent and terminal.any():
+            return {}
+        return {"legal": self.mask if self.reuse else self.mask.copy()}
 
 
 def _open_log(folder, env):

@@ -12,7 +12,8 @@ from lightning_dqn.checkpoint import SnapshotError, load_snapshot, prune_snapsho
 ARRAYS = {
     "observation": np.arange(12, dtype=np.uint8).reshape(3, 4),
     "reward": np.array([0.1, np.inf, -0.0], np.float32),
-    "head": np.array(2, np.int64),
+    "action_mask": np.array([[True, False], [False, True], [True, True]]),
+    "count": np.array(2, np.int64),
     "empty": np.zeros((0, 5), np.float64),
 }
 META = {"rngs": {"replay": np.random.default_rng(3).bit_generator.state}, "note": "häuser", "big": 2**127}
@@ -93,7 +94,7 @@ def test_everything_is_on_disk_before_the_snapshot_appears(tmp_path, monkeypatch
     assert flushed[-1] == str(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["observation.npy", "reward.npy", "head.npy"])
+@pytest.mark.parametrize("name", ["observation.npy", "reward.npy", "count.npy"])
 @pytest.mark.parametrize("where", [0, 20, -1])
 def test_a_flipped_byte_is_noticed(snapshot, name, where):
     content = bytearray((snapshot / name).read_bytes())
@@ -125,7 +126,7 @@ def test_a_missing_directory_is_noticed(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "{}", "[]", "null", '{"format_version": 1, "files": ["head.npy"], "meta": {}}']
+    "text", ["", "{", "{}", "[]", "null", '{"format_version": 1, "files": ["count.npy"], "meta": {}}']
 )
 def test_a_manifest_that_is_none_is_noticed(snapshot, text):
     (snapshot / "manifest.json").write_text(text)
@@ -163,10 +164,10 @@ def test_arrays_of_objects_are_not_read_even_with_the_right_checksum(tmp_path, s
         def __reduce__(self):
             return (executed.touch, ())
 
-    with (snapshot / "head.npy").open("wb") as file:
+    with (snapshot / "count.npy").open("wb") as file:
         np.save(file, np.array([Evil()], dtype=object), allow_pickle=True)
     checksums = json.loads((snapshot / "manifest.json").read_text())["files"]
-    checksums["head.npy"] = hashlib.sha256((snapshot / "head.npy").read_bytes()).hexdigest()
+    checksums["count.npy"] = hashlib.sha256((snapshot / "count.npy").read_bytes()).hexdigest()
     rewrite_manifest(snapshot, files=checksums)
     with pytest.raises(SnapshotError, match="cannot be read"):
         load_snapshot(snapshot)

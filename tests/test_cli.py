@@ -107,6 +107,16 @@ def test_a_checkpoint_is_evaluated(command, capsys):
     assert float(evaluated[f"{prefix}/episode_length"]) <= 20
 
 
+def test_legal_actions_are_a_setting_of_the_environment(capsys):
+    taxi = [*FIT[1:], "--data.env_id=Taxi-v4", "--data.action_mask=action_mask"]
+    main(["fit", *taxi])
+    assert yaml.safe_load((RUN / "config.yaml").read_text())["data"]["action_mask"] == "action_mask"
+    replay = RUN / "checkpoints/replay/320/rank0"
+    assert {"action_mask.npy", "next_action_mask.npy"} <= {path.name for path in replay.iterdir()}
+    main(["test", *taxi, f"--ckpt_path={RUN}/checkpoints/best.ckpt"])
+    assert "test/return" in capsys.readouterr().out
+
+
 def test_predict_plays_episodes(capsys):
     main(FIT)
     main(["predict", *FIT[1:], f"--ckpt_path={RUN}/checkpoints/best.ckpt"])

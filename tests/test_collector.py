@@ -18,6 +18,7 @@ from lightning_dqn import (
     EpsilonGreedy,
     ExperienceCollector,
     ExperienceDataModule,
+    EZGreedy,
     Greedy,
     LinearSchedule,
     MLPTorso,
@@ -26,7 +27,14 @@ from lightning_dqn import (
     Transition,
 )
 from lightning_dqn.checkpoint import load_snapshot
-from tests.environments import Chain, Noise, OffsetActions, RecordingBuffer
+from tests.environments import (
+    Chain,
+    MaskedChain,
+    Noise,
+    OffsetActions,
+    RecordingBuffer,
+    assert_masks_are_right,
+)
 
 
 def make_data(env_id="Noise-v0", **kwargs):
@@ -417,9 +425,14 @@ def train(make_trainer, make_model, folder, max_epochs, ckpt_path=None, **kwargs
     return trainer, model, data, collector, moment
 
 
-@pytest.mark.parametrize(("capacity", "n_step"), [(500, 1), (70, 1), (70, 3)])
-def test_a_resumed_run_goes_on_where_it_was(make_trainer, make_model, tmp_path, capacity, n_step):
-    kwargs = {"n_step": n_step}
+MASKED = {"env_id": MaskedChain, "action_mask": "legal"}
+
+
+@pytest.mark.parametrize(
+    ("capacity", "n_step", "source"), [(500, 1, {}), (70, 1, {}), (70, 3, {}), (70, 1, MASKED), (70, 3, MASKED)]
+)
+def test_a_resumed_run_goes_on_where_it_was(make_trainer, make_model, tmp_path, capacity, n_step, source):
+    kwargs = {"n_step": n_step} | source
     _, model, data, collector, _ = train(
         make_trainer, make_model, tmp_path, 2, buffer=RecordingBuffer(capacity), **kwargs
     )
@@ -435,21 +448,28 @@ def test_a_resumed_run_goes_on_where_it_was(make_trainer, make_model, tmp_path, 
     trainer, model, data, collector, moment = resumed
     # the counters and the replay, and no second warm-up
     assert (moment.env_steps, moment.gradient_steps) == (env_steps, gradient_steps)
+    assert moment.arrays.keys() == arrays.keys()
     for name, array in arrays.items():
         assert (moment.arrays[name] == array).all()
+    # the masks are those of what was restored, and of what came after
+    assert ("action_mask" in arrays) == ("next_action_mask" in arrays) == (source == MASKED)
+    for rows in (moment.arrays, data.buffer.state_arrays()) if source == MASKED else ():
+        assert_masks_are_right(Transition(**{name: rows[name] for name in Transition._fields}))
     # the generators: the next episodes, the next batch
     seeds, replay = np.random.default_rng(), np.random.default_rng()
     seeds.bit_generator.state, replay.bit_generator.state = next_seeds, next_draws
     assert moment.observation_seeds == [int(seeds.integers(2**31)) for _ in range(2)]
-    expected_index = replay.integers(len(arrays["action"]), size=8)
-    assert moment.first_batch.index.flatten().tolist() == expected_index.tolist()
+    expected_slots, names = replay.integers(len(arrays["action"]), size=8), moment.first_batch.index.flatten()
+    stored = int(arrays["count"])
+    assert (names % capacity).tolist() == expected_slots.tolist()
+    assert ((names >= stored - capacity) & (names < stored)).all()
     # and how it goes on
     assert (data.env_steps, model.gradient_steps, collector.iterations) == (20 + 120, 30, 15)
     assert collector.episodes > episodes
     assert any(not torch.equal(weights[name], tensor) for name, tensor in model.state_dict().items())
-    rows = [row for row in rows_of(trainer.logger) if row["collect/epsilon"]]
-    assert [float(row["env_steps"]) for row in rows] == [100 + 8 * i for i in range(1, 6)]
-    for row in rows:
+    logged = [row for row in rows_of(trainer.logger) if row["collect/epsilon"]]
+    assert [float(row["env_steps"]) for row in logged] == [100 + 8 * i for i in range(1, 6)]
+    for row in logged:
         assert float(row["collect/epsilon"]) == LinearSchedule(1.0, 0.1, 200)(int(float(row["env_steps"])), 0)
 
 
@@ -467,6 +487,35 @@ def test_exploration_goes_on_with_the_same_random_numbers(make_trainer, make_mod
         make_model(data), data, ckpt_path=tmp_path / "latest.ckpt"
     )
     assert data.env_steps == 60
+
+
+def test_what_an_explorer_remembers_is_saved_with_a_run_and_not_carried_into_another(
+    make_trainer, make_model, tmp_path
+):
+    class Look(Callback):
+        def on_train_start(self, trainer, pl_module):
+            seen.append(collector.explorer.state_dict())
+
+    def collect():
+        return ExperienceCollector(EZGreedy(LinearSchedule(1.0, 1.0), exponent=1.1))
+
+    def fit(max_epochs, ckpt_path=None):
+        data = make_data()
+        trainer = make_trainer(
+            max_epochs=max_epochs, callbacks=[collector, Look(), latest(tmp_path)], enable_checkpointing=True
+        )
+        trainer.fit(make_model(data), data, ckpt_path=ckpt_path)
+
+    seen, collector = [], collect()
+    fit(1)
+    remembered = collector.explorer.state_dict()
+    assert sum(remembered["remaining"]) > 0
+    fit(1)
+    assert collector.explorer.state_dict() == remembered  # as the same fit again
+    collector = collect()
+    fit(2, tmp_path / "latest.ckpt")
+    nothing = {"action": [], "remaining": []}
+    assert seen == [nothing, nothing, remembered]
 
 
 def test_a_checkpoint_holds_nothing_but_tensors_and_plain_values(make_trainer, make_model, tmp_path):

@@ -15,11 +15,16 @@ from tests.environments import (
     CHAIN_LIMITS,
     Chain,
     ChainVector,
+    MaskedChain,
+    MaskedChainVector,
     RecordingBuffer,
+    assert_masks_are_right,
     chain_episode,
     chain_limit,
+    chain_observation,
     chain_steps,
     chain_value,
+    legal_actions,
 )
 
 GAMMA = 0.9
@@ -27,6 +32,31 @@ NUM_ENVS = 4
 
 ENVIRONMENTS = {
     "sync": {"env_id": Chain, "vectorization": "sync"},
+    "sync, masked": {"env_id": MaskedChain, "vectorization": "sync", "action_mask": "legal"},
+    "sync, masked in observations": {
+        "env_id": MaskedChain,
+        "vectorization": "sync",
+        "action_mask": "legal",
+        "env_kwargs": {"where": "observation", "at_the_end": "none"},
+    },
+    "native, mask honoured, masked": {
+        "env_id": MaskedChainVector,
+        "vectorization": "native",
+        "action_mask": "legal",
+        "env_kwargs": {"reuse": True},
+    },
+    "native, mask ignored, masked": {
+        "env_id": MaskedChainVector,
+        "vectorization": "native",
+        "action_mask": "legal",
+        "env_kwargs": {"honours_mask": False, "reuse": True},
+    },
+    "async, masked": {
+        "env_id": MaskedChain,
+        "vectorization": "async",
+        "action_mask": "legal",
+        "env_kwargs": {"at_the_end": "missing"},
+    },
     "async": {"env_id": Chain, "vectorization": "async"},
     "native, mask honoured": {"env_id": ChainVector, "vectorization": "native"},
     "native, mask ignored": {
@@ -50,6 +80,8 @@ def assert_rows_are_right(rows, n_step, gamma=GAMMA, limits=CHAIN_LIMITS):
     assert (rows.discount.astype(np.float32) == np.where(following == CHAIN_LENGTH, 0, powers[steps])).all()
     error = rows.reward.astype(np.float64) + rows.discount.astype(np.float64) * values[following] - values[t]
     assert np.abs(error).max() < 1e-5
+    if rows.action_mask is not None:
+        assert_masks_are_right(rows)
 
 
 def started(rows):
@@ -96,9 +128,16 @@ def check(make_trainer, make_model, tmp_path, n_step, capacity, **source):
     buffer, steps = collect(make_trainer, make_model, tmp_path / "log", n_step, capacity, **source)
     gamma, limits = source.get("gamma", GAMMA), source.get("limits", CHAIN_LIMITS)
     assert len(steps) >= 220
+    masked = "action_mask" in source
+    if masked:
+        episode, t, action = np.array(steps).T
+        seen = np.stack([chain_observation(*step) for step in zip(t, episode, strict=True)])
+        assert legal_actions(seen)[np.arange(len(steps)), action].all()
     assert len(buffer) == min(capacity, len(buffer.all_added.action))
     assert_rows_are_right(buffer.all_added, n_step, gamma, limits)
     assert len(buffer.sampled) == 26
+    for batch in [buffer.all_added, *buffer.sampled]:
+        assert (batch.action_mask is not None) == (batch.next_action_mask is not None) == masked
     for batch in buffer.sampled:
         assert batch.reward.shape == (2, 5)
         assert_rows_are_right(batch, n_step, gamma, limits)
@@ -112,26 +151,32 @@ def check(make_trainer, make_model, tmp_path, n_step, capacity, **source):
 
 @pytest.mark.parametrize("capacity", ["smaller than an episode of each", "never full"])
 @pytest.mark.parametrize("n_step", [1, 3, 5])
-@pytest.mark.parametrize("source", ["sync", "native, mask honoured", "native, mask ignored"])
+@pytest.mark.parametrize("source", [source for source in ENVIRONMENTS if not source.startswith("async")])
 def test_every_step_starts_one_row_and_every_row_is_exact(make_trainer, make_model, tmp_path, source, n_step, capacity):
     size = 1000 if capacity == "never full" else NUM_ENVS * n_step + 1
     check(make_trainer, make_model, tmp_path, n_step, size, **ENVIRONMENTS[source])
 
 
-def test_every_step_in_processes_of_their_own_starts_one_row_and_every_row_is_exact(make_trainer, make_model, tmp_path):
-    check(make_trainer, make_model, tmp_path, n_step=3, capacity=13, **ENVIRONMENTS["async"])
+@pytest.mark.parametrize("source", ["async", "async, masked"])
+def test_every_step_in_processes_of_their_own_starts_one_row_and_every_row_is_exact(
+    make_trainer, make_model, tmp_path, source
+):
+    check(make_trainer, make_model, tmp_path, n_step=3, capacity=13, **ENVIRONMENTS[source])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("capacity", ["smaller than an episode of each", "never full"])
 @pytest.mark.parametrize("n_step", [1, 3, 5])
-def test_every_step_in_processes_of_their_own_with_any_window(make_trainer, make_model, tmp_path, n_step, capacity):
+@pytest.mark.parametrize("source", ["async", "async, masked"])
+def test_every_step_in_processes_of_their_own_with_any_window(
+    make_trainer, make_model, tmp_path, source, n_step, capacity
+):
     size = 1000 if capacity == "never full" else NUM_ENVS * n_step + 1
-    check(make_trainer, make_model, tmp_path, n_step, size, **ENVIRONMENTS["async"])
+    check(make_trainer, make_model, tmp_path, n_step, size, **ENVIRONMENTS[source])
 
 
 @pytest.mark.parametrize("n_step", [1, 3])
-@pytest.mark.parametrize("source", ["sync", "native, mask honoured", "native, mask ignored"])
+@pytest.mark.parametrize("source", ["sync", "native, mask honoured", "native, mask ignored", "sync, masked"])
 def test_a_terminal_state_that_is_also_the_last_allowed_step_is_not_bootstrapped(
     make_trainer, make_model, tmp_path, source, n_step
 ):

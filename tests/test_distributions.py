@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import tensor
 
-from lightning_dqn.distributions import ExpectedReturn, ReturnDistribution
+from lightning_dqn.categorical import CategoricalReturn
+from lightning_dqn.distributions import ExpectedReturn, ReturnDistribution, same_kind
 from lightning_dqn.functional import huber_error, squared_error
+from lightning_dqn.quantile import ImplicitQuantileReturn, QuantileReturn
 
 
 def test_q_values_are_the_means():
@@ -64,6 +66,90 @@ def test_td_error_is_the_size_of_the_difference_whatever_the_loss():
 
     for error in (squared_error, huber_error):
         assert ExpectedReturn(prediction, error).td_error(target, torch.zeros(3)).tolist() == [0.5, 0.0, 3.0]
+
+
+def test_a_td_error_is_without_gradient_and_without_sign():
+    prediction = ExpectedReturn(tensor([1.0, 5.0], requires_grad=True))
+    target = ExpectedReturn(tensor([3.0, 3.0], requires_grad=True))
+
+    td_error = prediction.td_error(target, prediction.loss(target))
+
+    assert td_error.tolist() == [2.0, 2.0]
+    assert not td_error.requires_grad
+
+
+def test_a_mixture_is_the_policys_mean_of_values_and_bonuses():
+    # 1/4 (1 + 8) + 3/4 (2 - 4);  the second policy never takes its first action
+    returns = ExpectedReturn(tensor([[1.0, 2.0], [1e30, 3.0]]), huber_error)
+
+    mixture = returns.mixture(tensor([[0.25, 0.75], [0.0, 1.0]]), tensor([[8.0, -4.0], [0.0, 0.5]]))
+
+    assert mixture.q_values.tolist() == [0.75, 3.5]
+    assert mixture.error is huber_error
+
+
+class Certain(ReturnDistribution):
+    """The least that a return has to know."""
+
+    def __init__(self, values):
+        self.values = values
+
+    @property
+    def q_values(self):
+        return self.values
+
+    def at(self, action):
+        return Certain(self.values[torch.arange(len(action)), action])
+
+    def backup(self, reward, discount):
+        return Certain(reward + discount * self.values)
+
+    def loss(self, target):
+        return (self.values - target.q_values).abs() ** 3
+
+
+def test_a_return_of_ones_own_needs_no_mixture_and_no_td_error():
+    prediction = Certain(tensor([[0.0, 1.0]], requires_grad=True)).at(tensor([1]))
+    target = Certain(tensor([3.0]))
+
+    loss = prediction.loss(target)
+    td_error = prediction.td_error(target, loss)
+
+    assert td_error.tolist() == loss.tolist() == [8.0]
+    assert not td_error.requires_grad
+    with pytest.raises(NotImplementedError, match="Certain has no mixture"):
+        prediction.mixture(torch.ones(1, 2), torch.zeros(1, 2))
+
+
+QUANTILES = QuantileReturn(torch.zeros(2, 3), torch.full((3,), 0.5))
+RETURNS = {
+    "expected": ExpectedReturn(torch.zeros(2)),
+    "categorical": CategoricalReturn(torch.zeros(2, 3), torch.arange(3.0)),
+    "quantile": QUANTILES,
+    "implicit": ImplicitQuantileReturn(lambda number: QUANTILES, 3, 3, 3),
+}
+
+
+@pytest.mark.parametrize(
+    ("prediction", "target"),
+    [
+        ("categorical", "expected"),
+        ("categorical", "quantile"),
+        ("quantile", "expected"),
+        ("quantile", "categorical"),
+        ("implicit", "expected"),
+        ("implicit", "categorical"),
+    ],
+)
+def test_returns_of_different_kinds_are_not_compared(prediction, target):
+    with pytest.raises(TypeError, match=f"cannot be regressed on {type(RETURNS[target]).__name__}"):
+        RETURNS[prediction].loss(RETURNS[target])
+
+
+def test_a_target_of_the_same_kind_is_handed_back():
+    prediction, target = ExpectedReturn(torch.zeros(2)), ExpectedReturn(torch.ones(2))
+
+    assert same_kind(prediction, target) is target
 
 
 def test_the_loss_of_a_prediction_that_was_not_narrowed_to_one_action_is_refused():

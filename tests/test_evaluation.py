@@ -5,10 +5,14 @@ from lightning_dqn import EvaluationEpisodes
 from lightning_dqn.envs import make_envs
 from tests.environments import (
     CHAIN_LENGTH,
+    MASKED_ACTIONS,
     NO_LIMIT,
     Chain,
     ChainVector,
+    MaskedChain,
     Noise,
+    chain_limit,
+    legal_actions,
     seeded,
     zeros,
 )
@@ -61,6 +65,37 @@ def test_long_evaluation_episodes_are_cut_off(num_envs):
     )
     assert played.lengths.tolist() == [5] * 10
     assert played.returns.tolist() == [15] * 10
+
+
+def test_without_a_mask_key_the_policy_is_given_no_mask():
+    seen = []
+
+    def policy(observation, action_mask):
+        seen.append(action_mask)
+        return zeros(2)
+
+    envs = make_envs(Chain, 2, {})
+    EvaluationEpisodes(lambda: envs, SEEDS).play(policy)
+    assert set(seen) == {None}
+
+
+@pytest.mark.parametrize("where", ["info", "observation"])
+@pytest.mark.parametrize("num_envs", [1, 3, 10, 13])
+def test_the_policy_is_given_the_mask_of_every_observation_and_its_legal_actions_are_played(num_envs, where):
+    calls = []
+
+    def last_legal(observation, action_mask):
+        assert action_mask.shape == (num_envs, MASKED_ACTIONS)
+        assert (action_mask == legal_actions(observation)).all()
+        calls.append(action_mask)
+        return MASKED_ACTIONS - 1 - action_mask[:, ::-1].argmax(axis=1)
+
+    envs = make_envs(MaskedChain, num_envs, {"where": where, "at_the_end": "none", "start": 3}, mask_key="legal")
+    played = EvaluationEpisodes(lambda: envs, SEEDS, mask_key="legal").play(last_legal)
+    lengths = [chain_limit(seed) or CHAIN_LENGTH for seed in SEEDS]
+    assert played.lengths.tolist() == lengths
+    assert played.returns.tolist() == [length * (length + 1) / 2 for length in lengths]
+    assert len(calls) >= sum(lengths) / num_envs
 
 
 def test_a_cap_counts_the_steps_of_each_episode():

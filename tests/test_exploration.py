@@ -8,10 +8,11 @@ from lightning_dqn import (
     ExperienceCollector,
     ExperienceDataModule,
     Explorer,
-    ExponentialSchedule,
+    EZGreedy,
     Greedy,
     LinearSchedule,
 )
+from lightning_dqn.exploration import uniform_actions
 from tests.environments import Chain
 
 
@@ -21,47 +22,6 @@ def rng(seed=0):
 
 def constant(value):
     return LinearSchedule(value, value, 1)
-
-
-# -- schedules ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("env_steps", "value"), [(0, 1.0), (1, 0.999), (250, 0.75), (500, 0.5), (999, 0.001), (1000, 0.0), (10**9, 0.0)]
-)
-def test_a_linear_schedule_goes_straight_and_stays(env_steps, value):
-    assert LinearSchedule(1.0, 0.0, 1000)(env_steps, episodes=0) == pytest.approx(value)
-
-
-def test_a_linear_schedule_may_rise():
-    schedule = LinearSchedule(0.4, 1.0, 100)
-    assert [schedule(steps, 0) for steps in (0, 50, 100, 200)] == pytest.approx([0.4, 0.7, 1.0, 1.0])
-
-
-@pytest.mark.parametrize(
-    ("env_steps", "value"), [(0, 1.0), (100, 0.1 + 0.9 / np.e), (200, 0.1 + 0.9 / np.e**2), (10**9, 0.1)]
-)
-def test_an_exponential_schedule_comes_closer_by_e_in_its_decay_steps(env_steps, value):
-    assert ExponentialSchedule(1.0, 0.1, 100)(env_steps, episodes=0) == pytest.approx(value)
-
-
-@pytest.mark.parametrize(("episodes", "value"), [(0, 0.8), (1, 0.4), (2, 0.2), (3, 0.15), (10**6, 0.15)])
-def test_a_decay_per_episode_counts_episodes_only(episodes, value):
-    schedule = EpisodeDecay(0.8, 0.15, 0.5)
-    assert [schedule(steps, episodes) for steps in (0, 10**6)] == pytest.approx([value, value])
-
-
-@pytest.mark.parametrize("schedule", [LinearSchedule, ExponentialSchedule])
-@pytest.mark.parametrize("decay_steps", [0, -5])
-def test_a_decay_in_no_steps_is_refused(schedule, decay_steps):
-    with pytest.raises(ValueError, match=r"decay_steps must be at least 1"):
-        schedule(decay_steps=decay_steps)
-
-
-@pytest.mark.parametrize("factor", [0, -0.5, 1.01])
-def test_a_factor_outside_0_to_1_is_refused(factor):
-    with pytest.raises(ValueError, match=r"factor must be in \(0, 1\]"):
-        EpisodeDecay(factor=factor)
 
 
 # -- explorers ---------------------------------------------------------------------------------------------------------
@@ -118,6 +78,7 @@ def test_epsilon_follows_its_schedule():
         assert (explorer(q_values, env_steps, 0, rng()) != 0).mean() == pytest.approx(share, abs=0.015)
     assert explorer.schedules(50, 0) == {"epsilon": 0.5}
     assert EpsilonGreedy(EpisodeDecay(1.0, 0.0, 0.5)).schedules(10**6, 2) == {"epsilon": 0.25}
+    assert EZGreedy(LinearSchedule(1.0, 0.0, 100)).schedules(50, 0) == {"epsilon": 0.5}
     assert Greedy().schedules(50, 0) == {"epsilon": 0.0}
 
 
@@ -153,15 +114,184 @@ def test_temperature_follows_its_schedule():
 @pytest.mark.parametrize(
     ("start", "end", "name"), [(-0.1, 0, "start"), (1.1, 0, "start"), (1, -0.1, "end"), (1, 2, "end")]
 )
-def test_an_epsilon_outside_0_to_1_is_refused(start, end, name):
+@pytest.mark.parametrize("explorer", [EpsilonGreedy, EZGreedy])
+def test_an_epsilon_outside_0_to_1_is_refused(explorer, start, end, name):
     with pytest.raises(ValueError, match=rf"collect\.explorer\.epsilon\.{name} must be in \[0, 1\]"):
-        EpsilonGreedy(LinearSchedule(start, end))
+        explorer(LinearSchedule(start, end))
 
 
 @pytest.mark.parametrize(("start", "end", "name"), [(0, 1, "start"), (-1, 1, "start"), (1, 0, "end")])
 def test_a_temperature_that_is_not_above_0_is_refused(start, end, name):
     with pytest.raises(ValueError, match=rf"collect\.explorer\.temperature\.{name} must be above 0"):
         Boltzmann(LinearSchedule(start, end))
+
+
+# -- legal actions -----------------------------------------------------------------------------------------------------
+
+EVERY_MASK = (np.arange(1, 16)[:, None] >> np.arange(4)) % 2 == 1  # of four actions, at least one is legal
+
+
+def counts_of(actions):
+    """How often each action was taken in each environment, from actions ``[T, N]``."""
+    return (actions[..., None] == np.arange(4)).sum(axis=0)
+
+
+def masked(q_values, mask):
+    return np.where(mask, q_values, -np.inf).astype(np.float32)
+
+
+def test_random_actions_are_legal_and_all_legal_ones_are_equally_likely():
+    random = rng()
+    counts = counts_of(np.array([uniform_actions(EVERY_MASK, random) for _ in range(6000)]))
+    assert (counts[~EVERY_MASK] == 0).all()
+    expected = (6000 / EVERY_MASK.sum(axis=1, keepdims=True)).repeat(4, axis=1)
+    chi2 = ((counts - expected) ** 2 / expected)[EVERY_MASK].sum()
+    assert 2 < chi2 < 40.8  # 17 degrees of freedom: within these with probability .999
+
+
+def test_random_actions_of_environments_with_masks_are_independent():
+    mask, random = np.tile([True, False, True, True], (6, 1)), rng()
+    actions = np.array([uniform_actions(mask, random) for _ in range(5000)])
+    assert actions.dtype == np.int64
+    assert np.abs(np.corrcoef(actions.T)[~np.eye(6, dtype=bool)]).max() < 0.06
+
+
+def test_random_actions_where_all_are_legal_are_those_drawn_without_a_mask():
+    assert (uniform_actions(np.ones((50, 7), np.bool_), rng(3)) == rng(3).integers(7, size=50)).all()
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.3, 1.0])
+def test_epsilon_greedy_is_uniform_over_legal_actions_or_takes_the_best_of_them(epsilon):
+    q_values = np.array([4, 3, 2, 1], np.float32)
+    explorer, random = EpsilonGreedy(constant(epsilon)), rng()
+    actions = np.array([explorer(masked(q_values, EVERY_MASK), 0, 0, random) for _ in range(6000)])
+    counts = counts_of(actions)
+    expected = epsilon * EVERY_MASK / EVERY_MASK.sum(axis=1, keepdims=True)
+    expected[np.arange(15), EVERY_MASK.argmax(axis=1)] += 1 - epsilon  # the first legal action is the best one
+    assert (counts[expected == 0] == 0).all()
+    np.testing.assert_allclose(counts / 6000, expected, atol=0.03)  # 4.6 standard deviations
+
+
+@pytest.mark.parametrize(
+    "explorer", [Greedy(), EpsilonGreedy(constant(0.0)), EZGreedy(constant(0.0)), Boltzmann(constant(1e-4))]
+)
+def test_the_greedy_action_is_the_best_legal_one_however_much_better_the_others_are(explorer):
+    mask = rng(1).random((1000, 5)) < 0.4
+    mask[np.arange(1000), rng(2).integers(5, size=1000)] = True
+    q_values = rng(3).normal(size=(1000, 5)) + 1e3 * ~mask
+    expected = [max(np.flatnonzero(row), key=values.__getitem__) for row, values in zip(mask, q_values, strict=True)]
+    actions = explorer(masked(q_values, mask), 0, 0, rng())
+    # at any temperature two values may be so close that the second best is drawn
+    assert (actions != expected).sum() <= (5 if isinstance(explorer, Boltzmann) else 0)
+    assert mask[np.arange(1000), actions].all()
+
+
+def test_values_of_minus_a_million_are_legal():
+    q_values = np.tile(np.array([-1e6, -np.inf, -2e6], np.float32), (200, 1))
+    assert set(EpsilonGreedy(constant(1.0))(q_values, 0, 0, rng()).tolist()) == {0, 2}
+    assert set(Greedy()(q_values, 0, 0, rng()).tolist()) == {0}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("temperature", [0.5, 4.0])
+def test_boltzmann_draws_from_the_softmax_over_legal_actions(temperature):
+    values = np.array([1.0, 2.0, -1.0, 0.5])
+    explorer, random = Boltzmann(constant(temperature)), rng()
+    counts = counts_of(np.array([explorer(masked(values, EVERY_MASK), 0, 0, random) for _ in range(6000)]))
+    weight = np.exp(values / temperature) * EVERY_MASK
+    expected = 6000 * weight / weight.sum(axis=1, keepdims=True)
+    assert (counts[~EVERY_MASK] == 0).all()
+    chi2 = ((counts - expected) ** 2 / np.where(EVERY_MASK, expected, 1)).sum()
+    assert chi2 < 40.8
+
+
+@pytest.mark.parametrize("explorer", [EpsilonGreedy(constant(0.5)), EZGreedy(constant(0.5)), Greedy(), Boltzmann()])
+def test_where_one_action_is_legal_it_is_taken(explorer):
+    q_values = rng(1).normal(size=(100, 6)).astype(np.float32)
+    only = rng(2).integers(6, size=100)
+    mask = np.eye(6, dtype=bool)[only]
+    assert (explorer(masked(q_values, mask), 0, 0, rng()) == only).all()
+
+
+def test_a_random_action_that_sticks_is_given_up_where_it_is_illegal():
+    explorer, random, stuck = EZGreedy(constant(0.3), exponent=1.1), rng(), 0
+    q_values, before = np.array([4, 3, 2, 1], np.float32), np.zeros(200, np.int64)
+    for _ in range(100):
+        mask = EVERY_MASK[random.integers(15, size=200)]
+        best = masked(q_values, mask).argmax(axis=1)
+        actions = explorer(masked(q_values, mask), 0, 0, random)
+        assert mask[np.arange(200), actions].all()
+        stuck += ((actions == before) & (actions != best)).sum()
+        before = actions
+    assert stuck > 1000
+
+
+# -- actions that stick ------------------------------------------------------------------------------------------------
+
+
+def runs(actions):
+    """Lengths of the runs of equal actions, of one environment after the other, but for the last of each."""
+    lengths = []
+    for column in np.asarray(actions).T:
+        starts = np.flatnonzero(np.diff(column, prepend=-1))
+        lengths += np.diff(starts).tolist()
+    return np.array(lengths)
+
+
+@pytest.mark.parametrize("exponent", [1.5, 2.0, 3.0])
+def test_random_actions_stick_for_as_long_as_a_power_law_says(exponent):
+    # among ten thousand actions the same is hardly ever drawn twice in a row
+    explorer, random, q_values = EZGreedy(constant(1.0), exponent), rng(), np.zeros((20, 10_000), np.float32)
+    lengths = runs([explorer(q_values, 0, 0, random) for _ in range(400)])
+    weight = np.arange(1.0, 10**6) ** -exponent
+    for n in (1, 2, 3):  # long ones may be cut off by the end
+        assert (lengths == n).sum() / (lengths < 20).sum() == pytest.approx(weight[n - 1] / weight[:19].sum(), abs=0.04)
+
+
+def test_greedy_steps_and_random_ones_take_turns_as_epsilon_says():
+    # a duration is hardly ever more than 1 with this exponent
+    explorer, random, q_values = EZGreedy(constant(0.25), 20.0), rng(), np.zeros((100, 1000), np.float32)
+    q_values[:, 7] = 1
+    actions = np.array([explorer(q_values, 0, 0, random) for _ in range(200)])
+    assert actions.dtype == np.int64
+    assert (actions != 7).mean() == pytest.approx(0.25, abs=0.015)
+    assert np.abs(np.corrcoef((actions != 7).T)[~np.eye(100, dtype=bool)]).mean() < 0.08
+
+
+def test_each_environment_sticks_to_an_action_of_its_own():
+    explorer, random = EZGreedy(constant(1.0), 1.01), rng()
+    actions = np.array([explorer(np.zeros((50, 1000), np.float32), 0, 0, random) for _ in range(3)])
+    same = (actions == actions[0]).all(axis=0)
+    assert same.mean() > 0.5
+    assert len(set(actions[0].tolist())) > 40
+
+
+def test_what_sticks_is_remembered_and_can_be_forgotten():
+    q_values = np.zeros((30, 1000), np.float32)
+    one, other, random = EZGreedy(constant(0.5), 1.3), EZGreedy(constant(0.5), 1.3), rng()
+    for _ in range(10):
+        one(q_values, 0, 0, random)
+    other.load_state_dict(one.state_dict())
+    for seed in range(5):
+        assert (one(q_values, 0, 0, rng(seed)) == other(q_values, 0, 0, rng(seed))).all()
+    fresh = EZGreedy(constant(0.5), 1.3)
+    one.load_state_dict({})
+    assert (one(q_values, 0, 0, rng(9)) == fresh(q_values, 0, 0, rng(9))).all()
+
+
+def test_the_number_of_environments_may_change():
+    explorer = EZGreedy(constant(1.0), 1.1)
+    assert explorer(np.zeros((9, 3), np.float32), 0, 0, rng()).shape == (9,)
+    assert explorer(np.zeros((2, 3), np.float32), 0, 0, rng()).shape == (2,)
+
+
+@pytest.mark.parametrize("exponent", [1.0, 0.5, -2.0, np.nan])
+def test_durations_without_a_distribution_are_refused(exponent):
+    with pytest.raises(ValueError, match=r"collect\.explorer\.exponent must be above 1"):
+        EZGreedy(exponent=exponent)
+
+
+# -- the moment --------------------------------------------------------------------------------------------------------
 
 
 class Asked(Explorer):
@@ -189,3 +319,10 @@ def test_schedules_are_asked_with_the_environment_steps_taken_whatever_the_numbe
     make_trainer(limit_val_batches=0, callbacks=[ExperienceCollector(explorer)]).fit(make_model(data), data)
     # every episode takes 7 steps, and all environments walk in step
     assert explorer.moments == [(steps, steps // num_envs // 7 * num_envs) for steps in range(64, 64 + 320, num_envs)]
+
+
+@pytest.mark.parametrize("explorer", [EpsilonGreedy, EZGreedy])
+def test_values_that_are_none_make_no_action_legal(explorer):
+    q_values = np.tile(np.array([-np.inf, np.nan, -np.inf, np.nan], np.float32), (200, 1))
+    actions = explorer(LinearSchedule(1.0, 1.0))(q_values, 0, 0, np.random.default_rng(0))
+    assert set(actions.tolist()) == {1, 3}

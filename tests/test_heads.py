@@ -7,9 +7,32 @@ import pytest
 import torch
 from torch import nn, tensor
 
+from lightning_dqn.categorical import CategoricalHead, CategoricalReturn
 from lightning_dqn.distributions import ExpectedReturn
 from lightning_dqn.functional import huber_error, squared_error
-from lightning_dqn.heads import DuelingStream, ExpectedHead, Head, LinearStream, Stream, fully_connected
+from lightning_dqn.heads import (
+    DuelingStream,
+    ExpectedHead,
+    Head,
+    LinearStream,
+    Stream,
+    check_at_least,
+    fully_connected,
+)
+from lightning_dqn.noisy import NoisyLinear
+from lightning_dqn.quantile import ImplicitQuantileHead, ImplicitQuantileReturn, QuantileHead, QuantileReturn
+
+HEADS = {
+    "expected": (ExpectedHead, ExpectedReturn),
+    "categorical": (partial(CategoricalHead, num_atoms=6, v_min=-2.0, v_max=3.0), CategoricalReturn),
+    "quantile": (partial(QuantileHead, num_quantiles=6), QuantileReturn),
+    "implicit": (partial(ImplicitQuantileHead, num_samples=6, num_cosines=4), ImplicitQuantileReturn),
+}
+every_head = pytest.mark.parametrize(("head", "kind"), HEADS.values(), ids=HEADS)
+every_stream = pytest.mark.parametrize(
+    "stream", [LinearStream, DuelingStream, partial(DuelingStream, hidden_sizes=[8])]
+)
+every_layer = pytest.mark.parametrize("layer", [nn.Linear, NoisyLinear, partial(NoisyLinear, sigma=0.1)])
 
 
 class CountedLinear(nn.Linear):
@@ -158,32 +181,113 @@ def test_an_expected_head_hands_out_what_its_stream_says():
     assert sizes(head.stream.value) == [(5, 8), (8, 1)]
 
 
-def test_one_action_and_a_batch_of_one_keep_their_axes():
-    assert ExpectedHead(5, 1)(torch.randn(1, 5)).q_values.shape == (1, 1)
-    assert ExpectedHead(5, 1)(torch.randn(4, 5)).q_values.shape == (4, 1)
+@every_head
+@every_stream
+@every_layer
+@pytest.mark.parametrize(("rows", "num_actions"), [(7, 3), (1, 3), (4, 1), (1, 1)])
+def test_every_head_gives_returns_of_its_kind_for_every_action(head, kind, stream, layer, rows, num_actions):
+    returns = head(5, num_actions, stream=stream, layer=layer)(torch.randn(rows, 5))
+
+    assert type(returns) is kind
+    assert returns.q_values.shape == (rows, num_actions)
+    assert returns.q_values.dtype == torch.float32
+    chosen = returns.at(torch.zeros(rows, dtype=torch.int64))
+    assert isinstance(chosen, kind)
+    assert chosen.q_values.shape == (rows,)
+    backed_up = chosen.backup(torch.ones(rows), torch.ones(rows))
+    assert backed_up.q_values.shape == (rows,)
+    assert chosen.loss(backed_up).shape == (rows,)
+    mixture = returns.mixture(torch.full((rows, num_actions), 1 / num_actions), torch.zeros(rows, num_actions))
+    assert mixture.q_values.shape == (rows,)
 
 
+@every_head
+@every_stream
+@every_layer
+def test_the_loss_has_a_gradient_for_every_parameter(head, kind, stream, layer):
+    torch.manual_seed(0)
+    made = head(5, 3, stream=stream, layer=layer)
+    features, action = torch.randn(12, 5), torch.arange(12) % 3
+    with torch.no_grad():
+        target = made(torch.randn(12, 5)).at(action).backup(torch.randn(12), torch.full((12,), 0.9))
+
+    made(features).at(action).loss(target).mean().backward()
+
+    parameters = dict(made.named_parameters())
+    assert len(parameters) >= 2
+    assert [name for name, parameter in parameters.items() if parameter.grad.abs().sum() == 0] == []
+    # a hidden unit may be dead, but every number of every action has its part in the loss
+    last = [
+        parameter for name, parameter in parameters.items() if "stream" in name and parameter.shape[0] in (1, 3, 6, 18)
+    ]
+    assert len(last) >= 2
+    assert all((parameter.grad != 0).any(dim=-1).all() for parameter in last)
+
+
+@every_head
+def test_the_return_of_an_action_is_about_that_action_alone(head, kind):
+    torch.manual_seed(0)
+    made = head(5, 3).eval()
+    features, action = torch.randn(2, 5), torch.tensor([2, 0])
+
+    made(features).at(action).q_values.sum().backward()
+
+    (last,) = linears(made.stream)
+    rows_of_actions = last.weight.grad.unflatten(0, (3, -1)).abs().sum(dim=(1, 2))
+    assert rows_of_actions[1] == 0
+    assert rows_of_actions[0] > 0
+    assert rows_of_actions[2] > 0
+
+
+@every_head
+@every_layer
 @pytest.mark.parametrize("stream", [LinearStream, DuelingStream])
-def test_a_head_hands_its_layer_factory_to_its_stream(stream):
-    layers = linears(ExpectedHead(5, 3, stream=stream, layer=CountedLinear))
+def test_in_evaluation_mode_every_head_repeats_itself(head, kind, stream, layer):
+    made, features = head(5, 3, stream=stream, layer=layer).eval(), torch.randn(2, 5)
+
+    assert torch.equal(made(features).q_values, made(features).q_values)
+
+
+@every_head
+@pytest.mark.parametrize("stream", [LinearStream, DuelingStream])
+def test_a_head_hands_its_layer_factory_to_its_stream(head, kind, stream):
+    layers = linears(head(5, 3, stream=stream, layer=CountedLinear).stream)
 
     assert layers
     assert all(type(layer) is CountedLinear for layer in layers)
 
 
-@pytest.mark.parametrize("stream", [LinearStream, DuelingStream])
-def test_returns_are_float32_under_autocast(stream):
-    head = ExpectedHead(5, 3, stream=stream)
+@every_head
+@every_stream
+@every_layer
+def test_returns_are_float32_under_autocast(head, kind, stream, layer):
+    made = head(5, 3, stream=stream, layer=layer)
 
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert head.stream(torch.randn(2, 5)).dtype == torch.bfloat16
-        assert head(torch.randn(2, 5)).q_values.dtype == torch.float32
+        returns = made(torch.randn(2, 5))
+        if kind is ImplicitQuantileReturn:
+            returns = returns.prediction
+        assert made.stream(torch.randn(2, 5)).dtype == torch.bfloat16
+        assert returns.q_values.dtype == torch.float32
+    assert {part.dtype for part in vars(returns).values() if isinstance(part, torch.Tensor)} == {torch.float32}
 
 
 def test_returns_of_half_precision_layers_are_float32():
     assert ExpectedHead(5, 3).bfloat16()(torch.randn(2, 5).bfloat16()).q_values.dtype == torch.float32
 
 
+@pytest.mark.parametrize("value", [1, -5.0, float("nan")])
+def test_what_is_too_small_is_refused_by_name(value):
+    check_at_least(2, num_atoms=2, num_quantiles=3)
+    with pytest.raises(ValueError, match=rf"^model\.head\.num_atoms must be at least 2, got {value}$"):
+        check_at_least(2, num_quantiles=3, num_atoms=value)
+
+
 def test_the_interface_of_heads_is_abstract():
     with pytest.raises(TypeError, match="abstract"):
         Head()
+
+
+def test_an_infinite_threshold_is_refused():
+    with pytest.raises(ValueError, match=r"model\.head\.kappa must be finite"):
+        QuantileHead(4, 3, kappa=float("inf"))

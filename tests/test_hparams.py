@@ -13,12 +13,13 @@ from torch import nn
 from torch.optim.lr_scheduler import ExponentialLR, LinearLR
 
 from lightning_dqn.distributions import ExpectedReturn
-from lightning_dqn.exploration import Boltzmann, EpsilonGreedy, LinearSchedule
+from lightning_dqn.exploration import Boltzmann, EpsilonGreedy
 from lightning_dqn.functional import huber_error, squared_error
 from lightning_dqn.heads import DuelingStream, ExpectedHead, LinearStream
 from lightning_dqn.hparams import describe
 from lightning_dqn.module import DQNLightningModule
 from lightning_dqn.networks import MLPTorso, NatureTorso, Torso
+from lightning_dqn.schedules import LinearSchedule
 from lightning_dqn.targets import DoubleQLearning, QLearning, TargetRule
 
 HERE = __name__
@@ -136,7 +137,7 @@ def test_a_strategy_object_becomes_its_class_and_arguments():
         "class_path": "lightning_dqn.exploration.EpsilonGreedy",
         "init_args": {
             "epsilon": {
-                "class_path": "lightning_dqn.exploration.LinearSchedule",
+                "class_path": "lightning_dqn.schedules.LinearSchedule",
                 "init_args": {"start": 1.0, "end": 0.1, "decay_steps": 500},
             }
         },

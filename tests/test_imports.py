@@ -14,6 +14,7 @@ MAY_IMPORT = {
     "schedules": set(),
     "exploration": {"schedules"},
     "masks": set(),
+    "wrappers": set(),
     "envs": {"masks"},
     "stepping": {"envs"},
     "evaluation": {"stepping"},

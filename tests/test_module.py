@@ -130,16 +130,17 @@ class HandLoop:
         self.steps = 0
         self.norms = []
 
-    def loss(self, observation, action, reward, discount, following, weight):
+    def loss(self, observation, action, reward, discount, following, mask, next_mask, weight):
         rows = torch.arange(len(action))
+        illegal = 0 if next_mask is None else torch.where(next_mask, 0.0, -torch.inf)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16, cache_enabled=False):
             q = self.online(observation).float()[rows, action]
             with torch.no_grad():
                 if self.double:
-                    greedy = self.online(following).argmax(1)
+                    greedy = (self.online(following).float() + illegal).argmax(1)
                     value = self.target(following).float()[rows, greedy]
                 else:
-                    value = self.target(following).float().max(1).values
+                    value = (self.target(following).float() + illegal).max(1).values
                 goal = reward + discount * value
             return (weight * self.error(q, goal, reduction="none")).mean(), (goal - q).abs(), q
 
@@ -147,7 +148,7 @@ class HandLoop:
         """One iteration: K updates; the means of loss, TD error and Q-value over them."""
         records = []
         for k in range(len(batch.index)):
-            minibatch = [field[k] for field in batch.transition[:5]] + [batch.weight[k]]
+            minibatch = [*batch.transition.map(lambda field, k=k: field[k]), batch.weight[k]]
 
             def closure(minibatch=minibatch):
                 loss, self.td_error, self.q = self.loss(*minibatch)
@@ -231,6 +232,33 @@ def test_every_rule_loss_and_target_update_equals_the_loop_written_by_hand(doubl
 
     assert identical(model.online, by_hand.online)
     assert identical(model.target, by_hand.target)
+
+
+@pytest.mark.parametrize("rule", [DoubleQLearning(), QLearning()])
+def test_with_masks_the_weights_are_those_of_a_loop_that_never_looks_at_illegal_next_actions(rule):
+    generator = torch.Generator().manual_seed(5)
+    shape = (6, 4, BATCH_SIZE, ACTIONS)
+    # about half of all actions are legal, and always one
+    masks = torch.rand(2, *shape, generator=generator) < 0.3
+    masks |= torch.rand(2, *shape, generator=generator).argsort(-1) == 0
+    batches = make_batches(6, 4)
+    masked = Batches(
+        [
+            batch._replace(transition=batch.transition._replace(action_mask=present, next_action_mask=following))
+            for batch, present, following in zip(batches, *masks, strict=True)
+        ]
+    )
+    optimizer = partial(torch.optim.Adam, lr=1e-2)
+    model, unmasked = (make_model(target_rule=rule, optimizer=optimizer, target_update_rate=0.5) for _ in range(2))
+    by_hand = HandLoop(model, optimizer, isinstance(rule, DoubleQLearning), rate=0.5)
+
+    by_hand.fit(masked)
+    fit(model, masked)
+    fit(unmasked, batches)
+
+    assert identical(model.online, by_hand.online)
+    assert identical(model.target, by_hand.target)
+    assert not identical(model.online, unmasked.online)
 
 
 def test_double_q_learning_and_q_learning_differ():
@@ -506,7 +534,8 @@ def test_the_target_rule_runs_without_gradients():
         model = make_model(target_rule=Watched())
     fit(model, make_batches(2, 2))
 
-    assert seen == [(False, False)] * 4
+    # once when head and rule are tried on each other, then once for every gradient step
+    assert seen == [(False, False)] * (1 + 4)
 
 
 @pytest.mark.parametrize("period", [0, -3])
@@ -787,12 +816,34 @@ def test_act_on_a_single_observation_keeps_the_batch_axis():
     assert make_table().act(np.eye(4)[2:3]).tolist() == [1]
 
 
-def test_act_needs_no_gradients():
+LEGAL = [[True, True, False], [False, False, True], [True, False, True], [True, True, True]]
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [tensor(LEGAL), tensor(LEGAL, dtype=torch.int8), np.array(LEGAL), np.array(LEGAL, np.int8), np.array(LEGAL, float)],
+    ids=lambda mask: f"{type(mask).__module__}-{mask.dtype}",
+)
+def test_act_takes_the_best_of_the_legal_actions(mask):
+    model, before = make_table(), mask.copy() if isinstance(mask, np.ndarray) else mask.clone()
+
+    actions = model.act(torch.eye(4), mask)
+
+    assert actions.dtype == torch.int64
+    assert actions.tolist() == [1, 2, 2, 1]
+    assert model.act(np.eye(4)[2:3], mask[2:3]).tolist() == [2]
+    assert (mask == before).all()
+    # and nothing is remembered
+    assert model.act(torch.eye(4)).tolist() == model.act(torch.eye(4), None).tolist() == [2, 0, 1, 1]
+
+
+@pytest.mark.parametrize("mask", [None, LEGAL])
+def test_act_needs_no_gradients(mask):
     seen = []
     model = make_table()
     model.online.register_forward_hook(lambda *_: seen.append(torch.is_grad_enabled()))
 
-    model.act(torch.eye(4))
+    model.act(torch.eye(4), mask)
 
     assert seen == [False]
     assert torch.is_grad_enabled()

@@ -1,11 +1,17 @@
 """Torsos, and the network made of a torso and a head."""
 
+import copy
+from functools import partial
+
 import pytest
 import torch
 from torch import nn, tensor
 
-from lightning_dqn.heads import ExpectedHead
+from lightning_dqn.categorical import CategoricalHead
+from lightning_dqn.heads import DuelingStream, ExpectedHead
 from lightning_dqn.networks import MLPTorso, NatureTorso, QNetwork, Torso
+from lightning_dqn.noisy import NoisyLinear
+from lightning_dqn.quantile import ImplicitQuantileHead, QuantileHead
 
 
 def count(module):
@@ -178,6 +184,48 @@ def test_a_linear_q_function_of_one_hot_observations_is_a_table():
     q_values = network(torch.eye(3, dtype=torch.int8)).q_values
 
     assert q_values.tolist() == [[1.0, 4.0], [2.0, 5.0], [3.0, 6.0]]
+
+
+@pytest.mark.parametrize("head", [ExpectedHead, CategoricalHead, QuantileHead, ImplicitQuantileHead])
+@pytest.mark.parametrize("layer", [nn.Linear, NoisyLinear])
+def test_every_head_stands_on_every_torso(head, layer):
+    duelling = partial(head, stream=partial(DuelingStream, hidden_sizes=[4]), layer=layer)
+    flat, pictured = (
+        QNetwork((2, 3), 3, MLPTorso, duelling),
+        QNetwork((1, 36, 36), 3, partial(NatureTorso, hidden_size=8), duelling),
+    )
+
+    assert flat(torch.randn(5, 2, 3)).q_values.shape == (5, 3)
+    assert pictured(images(2, 1, 36, 36)).q_values.shape == (2, 3)
+
+
+@pytest.mark.parametrize("head", [ExpectedHead, CategoricalHead, QuantileHead, ImplicitQuantileHead])
+def test_the_returns_of_an_observation_cost_one_pass_through_the_torso(head):
+    network, passes = QNetwork((3,), 2, MLPTorso, head), []
+    network.torso.register_forward_hook(lambda *_: passes.append(1))
+
+    returns = network(torch.randn(4, 3))
+    prediction = returns.at(tensor([0, 1, 1, 0]))
+    target = prediction.backup(torch.ones(4), torch.ones(4))
+    loss = prediction.loss(target)
+    prediction.td_error(target, loss)
+
+    assert returns.q_values.shape == (4, 2)
+    assert len(passes) == 1
+
+
+@pytest.mark.parametrize("head", [ExpectedHead, CategoricalHead, QuantileHead, ImplicitQuantileHead])
+@pytest.mark.parametrize("layer", [nn.Linear, NoisyLinear])
+def test_a_copy_says_the_same_and_shares_nothing(head, layer):
+    network = QNetwork((3,), 2, MLPTorso, partial(head, layer=layer)).eval()
+    copied, observation = copy.deepcopy(network), torch.randn(4, 3)
+    before = network(observation).q_values
+
+    assert torch.equal(copied(observation).q_values, before)
+    with torch.no_grad():
+        for number in [*copied.parameters(), *copied.buffers()]:
+            number.fill_(7.0)
+    assert torch.equal(network(observation).q_values, before)
 
 
 def test_the_interface_of_torsos_is_abstract():

@@ -1,3 +1,4 @@
+import re
 from contextlib import closing
 from itertools import chain, count
 
@@ -13,10 +14,13 @@ from tests.environments import (
     ChainVector,
     Faulty,
     InPlace,
+    MaskedChain,
+    MaskedChainVector,
     Noise,
     OffsetActions,
     WaitingVector,
     chain_episode,
+    legal_actions,
     seeded,
     zeros,
 )
@@ -236,6 +240,196 @@ def test_a_native_environment_that_neither_resets_by_itself_nor_alone_is_refused
         seeded(ChainVector, 4, "native", mode=AutoresetMode.DISABLED, honours_mask=False)
 
 
+# -- legal actions -----------------------------------------------------------------------------------------------------
+
+MASKED_SOURCES = {
+    "info": (MaskedChain, "sync", {}),
+    "info, none at the end": (MaskedChain, "sync", {"at_the_end": "none"}),
+    "info, missing at the end": (MaskedChain, "sync", {"at_the_end": "missing"}),
+    "observation": (MaskedChain, "sync", {"where": "observation"}),
+    "observation, none at the end": (MaskedChain, "sync", {"where": "observation", "at_the_end": "none"}),
+    "async": (MaskedChain, "async", {"at_the_end": "missing"}),
+    "native, mask honoured": (MaskedChainVector, "native", {"reuse": True}),
+    "native, mask ignored": (MaskedChainVector, "native", {"reuse": True, "honours_mask": False}),
+}
+
+
+def last_legal(mask):
+    return mask.shape[1] - 1 - mask[:, ::-1].argmax(axis=1)
+
+
+@pytest.mark.parametrize("source", MASKED_SOURCES)
+@pytest.mark.parametrize("num_envs", [1, 4])
+def test_masks_are_those_of_what_is_acted_on_and_of_where_it_led(source, num_envs):
+    env_id, vectorization, kwargs = MASKED_SOURCES[source]
+    envs, kept, ends = seeded(env_id, num_envs, vectorization, mask_key="legal", **kwargs), [], set()
+    with closing(envs):
+        observation = envs.reset()
+        for _ in range(60):
+            expected = legal_actions(observation)
+            # an environment that waits for its own reset after a terminal state takes any action
+            expected |= observation[:, :1] == CHAIN_LENGTH
+            assert envs.action_mask.dtype == np.bool_
+            assert (envs.action_mask == expected).all()
+            kept.append((envs.action_mask, expected))
+            step = envs.step(last_legal(envs.action_mask))
+            expected = legal_actions(step.next_observation) | step.terminated[:, None]
+            assert step.next_action_mask.dtype == np.bool_
+            assert (step.next_action_mask == expected).all()
+            kept.append((step.next_action_mask, expected))
+            observation = step.observation
+            ends |= set(zip(step.terminated.tolist(), step.truncated.tolist(), strict=True))
+    assert ends == {(False, False), (True, False), (False, True)}
+    # and what was handed out stays as it was
+    assert all((mask == expected).all() for mask, expected in kept)
+
+
+def test_without_a_key_there_are_no_masks():
+    envs = seeded(MaskedChain, 2)
+    observation = envs.reset()
+    assert envs.action_mask is None
+    assert envs.step(last_legal(legal_actions(observation))).next_action_mask is None
+    assert envs.action_mask is None
+
+
+def test_an_episode_that_is_cut_off_from_outside_keeps_the_mask_of_its_last_state():
+    envs = seeded(MaskedChain, 2, max_episode_steps=2, mask_key="legal", **NO_LIMIT)
+    envs.reset()
+    envs.step(last_legal(envs.action_mask))
+    step = envs.step(last_legal(envs.action_mask))
+    assert step.truncated.all()
+    assert (step.next_action_mask == legal_actions(step.next_observation)).all()
+    assert not step.next_action_mask.all()
+    assert (envs.action_mask == legal_actions(step.observation)).all()
+
+
+def test_masks_are_of_action_indices_whatever_the_start_of_the_space():
+    envs = seeded(MaskedChain, 3, mask_key="legal", start=-2)
+    observation = envs.reset()
+    for _ in range(20):
+        assert (envs.action_mask == legal_actions(observation)).all()
+        observation = envs.step(last_legal(envs.action_mask)).observation
+
+
+class Mask(Chain):
+    """A chain whose mask is the same in every state but one.
+
+    Args:
+        mask: What it says.
+        at: Where the odd state is.
+        seed: In which episode; ``None``: in each.
+        odd: What it says there; ``None``: nothing at all.
+    """
+
+    def __init__(self, mask=(1, 1), at=-1, seed=None, odd=None, **kwargs):
+        super().__init__(**{"limits": (None,), **kwargs})
+        self.mask, self.at, self.seed, self.odd = mask, at, seed, odd
+
+    def say(self):
+        odd = self.t == self.at and self.seed in (None, self.episode)
+        mask = self.odd if odd else self.mask
+        return {} if mask is None else {"legal": mask, "other": 1}
+
+    def reset(self, **keywords):
+        observation, _ = super().reset(**keywords)
+        return observation, self.say()
+
+    def step(self, action):
+        *outcome, _ = super().step(action)
+        return *outcome, self.say()
+
+
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+def test_a_state_without_a_legal_action_is_refused_with_environment_step_and_seed(vectorization):
+    kwargs = {"at": 3, "seed": 22, "odd": (0, 0)}
+    envs = seeded(Mask, 3, vectorization, seeds=[11, 22, 33], mask_key="legal", **kwargs)
+    with closing(envs):
+        envs.reset()
+        envs.step(zeros(3))
+        envs.step(zeros(3))
+        message = r"data\.action_mask: environment 1 has no legal action at step 3 of its episode \(episode seed 22\)"
+        with pytest.raises(ValueError, match=message):
+            envs.step(zeros(3))
+
+
+@pytest.mark.parametrize(("steps", "seed", "env"), [(0, 102, 2), (CHAIN_LENGTH, 104, 1)])
+def test_a_first_state_without_a_legal_action_is_refused_too(steps, seed, env):
+    envs = seeded(Mask, 3, mask_key="legal", at=0, seed=seed, odd=(False, False))
+    message = rf"environment {env} has no legal action at step 0 of its episode \(episode seed {seed}\)"
+
+    def run():
+        envs.reset()
+        for _ in range(steps):
+            envs.step(zeros(3))
+
+    with pytest.raises(ValueError, match=rf"^data\.action_mask: {message}"):
+        run()
+
+
+@pytest.mark.parametrize(("num_envs", "limits"), [(1, (None,)), (3, (None,)), (3, (None, 3))])
+@pytest.mark.parametrize("odd", [(0, 0), None])
+def test_a_terminal_state_needs_no_legal_action(num_envs, limits, odd):
+    envs = seeded(Mask, num_envs, mask_key="legal", at=CHAIN_LENGTH, odd=odd, mask=(0, 1), limits=limits)
+    envs.reset()
+    for _ in range(20):
+        step = envs.step(zeros(num_envs) + 1)
+        expected = np.array([[False, True]]) | step.terminated[:, None]
+        assert (step.next_action_mask == expected).all()
+        assert (envs.action_mask == [False, True]).all()
+
+
+def test_a_truncated_state_needs_a_legal_action():
+    envs = seeded(Mask, 2, mask_key="legal", at=3, odd=(0, 0), limits=(3,))
+    envs.reset()
+    envs.step(zeros(2))
+    envs.step(zeros(2))
+    with pytest.raises(ValueError, match=r"^data\.action_mask: environment 0 has no legal action at step 3"):
+        envs.step(zeros(2))
+
+
+def test_nothing_need_be_said_where_all_have_come_to_a_terminal_state():
+    envs = seeded(MaskedChainVector, 4, "native", mask_key="legal", falls_silent=True, **NO_LIMIT)
+    observation = envs.reset()
+    for _ in range(20):
+        assert (envs.action_mask == legal_actions(observation)).all()
+        step = envs.step(last_legal(envs.action_mask))
+        assert (step.next_action_mask == legal_actions(step.next_observation) | step.terminated[:, None]).all()
+        observation = step.observation
+
+
+def test_silence_is_refused_where_some_go_on():
+    envs = seeded(MaskedChainVector, 2, "native", seeds=range(9), mask_key="legal", falls_silent=True, limits=(3, None))
+    envs.reset()
+    for _ in range(6):
+        envs.step(last_legal(envs.action_mask))
+    with pytest.raises(ValueError, match=r"^data\.action_mask: the environments' info has no 'legal', only \[\]"):
+        envs.step(last_legal(envs.action_mask))
+
+
+@pytest.mark.parametrize("mask", [(1, 1, 1), (1,), 1])
+def test_a_mask_of_another_size_is_refused(mask):
+    with pytest.raises(ValueError, match=r"^data\.action_mask: .*'legal'.* is \(.*, not .*2"):
+        seeded(Mask, mask_key="legal", mask=mask).reset()
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (4, 1), (1, 5), (4,), (5,)])
+def test_a_mask_of_another_size_is_refused_in_a_native_environment(shape):
+    envs = seeded(MaskedChainVector, 4, "native", mask_key="legal")
+    envs.envs._info = lambda observation: {"legal": np.ones(shape)}
+    says = rf"info\['legal'\] is {re.escape(str(shape))}, not \(num_envs, num_actions\) = \(4, 5\)"
+    with pytest.raises(ValueError, match=rf"^data\.action_mask: {says}"):
+        envs.reset()
+
+
+@pytest.mark.parametrize(
+    ("env_id", "vectorization"), [(Mask, "sync"), (MaskedChain, "sync"), (MaskedChainVector, "native")]
+)
+def test_a_key_that_the_environment_does_not_know_is_refused(env_id, vectorization):
+    envs = seeded(env_id, 4, vectorization, mask_key="lawful")
+    with pytest.raises(ValueError, match=r"^data\.action_mask: .*'lawful'.*'legal'"):
+        envs.reset()
+
+
 # -- values that are none ----------------------------------------------------------------------------------------------
 
 
@@ -283,3 +477,35 @@ class NotFiniteAtReset(Chain):
 def test_a_first_observation_that_is_not_finite_is_refused_too():
     with pytest.raises(ValueError, match="environment 0 returned an observation that is not finite at step 0"):
         seeded(NotFiniteAtReset, 2).reset()
+
+
+class Strict(MaskedChainVector):
+    """It breaks down at an illegal action."""
+
+    def step(self, actions):
+        legal = legal_actions(self._observe())[np.arange(self.num_envs), actions]
+        assert (legal | self.ended).all(), "illegal"
+        return super().step(actions)
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.DISABLED])
+def test_whether_members_reset_alone_is_found_out_by_legal_actions(mode):
+    assert seeded(Strict, 4, "native", mask_key="legal", mode=mode).resets_alone
+
+
+@pytest.mark.parametrize("odd", [[], (1, 1, 1), np.array(None)])
+def test_what_is_said_in_a_terminal_state_does_not_matter(odd):
+    envs = seeded(Mask, 3, mask_key="legal", at=7, odd=odd, limits=(None, 3))
+    envs.reset()
+    for _ in range(20):
+        envs.step(np.zeros(3, np.int64))
+
+
+@pytest.mark.parametrize("odd", [(1,), (1, 1, 1), 1])
+def test_a_mask_of_another_size_is_refused_though_those_of_the_other_environments_are_right(odd):
+    envs = seeded(Mask, 3, mask_key="legal", at=3, seed=101, odd=odd)
+    envs.reset()
+    for _ in range(2):
+        envs.step(np.zeros(3, np.int64))
+    with pytest.raises(ValueError, match=r"data\.action_mask: .*legal"):
+        envs.step(np.zeros(3, np.int64))

@@ -1,0 +1,64 @@
+"""Class C: the ring of transitions."""
+
+from tests.mutants.mutant import Mutant
+
+RING = (
+    Mutant(
+        id="C1a",
+        mistake="The next observation is taken from the slot after, also at the head of the ring",
+        file="replay",
+        old="return ReplayBatch(self.storage.map(rows), torch",
+        new="""\
+rows_after = self.storage.observation[torch.from_numpy(slot + 1) % self.capacity]
+        return ReplayBatch(self.storage.map(rows)._replace(next_observation=rows_after.view(*shape, -1)), torch""",
+        killers=("replay::test_the_fields_of_a_sampled_row_belong_together_and_stand_at_its_index",),
+    ),
+    Mutant(
+        id="C1b",
+        mistake="Slots that were never written can be drawn",
+        file="replay",
+        old="slot = rng.integers(len(self), size=num_updates * batch_size)",
+        new="slot = rng.integers(self.capacity, size=num_updates * batch_size)",
+        killers=("replay::test_rows_that_were_never_written_are_never_drawn",),
+    ),
+    Mutant(
+        id="C1c",
+        mistake="The newest transition can never be drawn",
+        file="replay",
+        old="slot = rng.integers(len(self), size=num_updates * batch_size)",
+        new="slot = rng.integers(max(1, len(self) - 1), size=num_updates * batch_size)",
+        killers=("replay::test_every_transition_is_drawn_equally_often",),
+    ),
+    Mutant(
+        id="C1d",
+        mistake="What does not fit in before the end of the ring begins again at the wrong row",
+        file="replay",
+        old="view[: count - until_end] = field[until_end:]",
+        new="view[: count - until_end] = field[: count - until_end]",
+        killers=("replay::test_the_ring_holds_the_latest_transitions_in_order",),
+    ),
+    Mutant(
+        id="C2",
+        mistake="A transition that ends an episode leads to the first observation of the next one",
+        file="stepping",
+        old="return VectorStep(following, reward,",
+        new="return VectorStep(observation, reward,",
+        killers=("stepping::test_an_episode_that_ends_is_followed_by_a_new_one_and_leaves_its_neighbours_alone",),
+    ),
+    Mutant(
+        id="C7a",
+        mistake="Images are stored as float32, in four times the memory",
+        file="replay",
+        old="dtype = _NUMPY_TO_TORCH.get(np.dtype(observation_dtype))",
+        new='dtype = _NUMPY_TO_TORCH.get(np.dtype("float32"))',
+        killers=("replay::test_observations_of_any_kind_are_stored_as_they_are_and_take_the_memory_that_was_foretold",),
+    ),
+    Mutant(
+        id="C7b",
+        mistake="Actions are stored as floating-point numbers",
+        file="replay",
+        old="torch.empty(self.capacity, dtype=torch.int64)",
+        new="torch.empty(self.capacity, dtype=torch.float32)",
+        killers=("replay::test_a_sample_has_the_shapes_and_dtypes_of_a_batch",),
+    ),
+)

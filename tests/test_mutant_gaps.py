@@ -1,0 +1,105 @@
+"""What only the mutants of ``tests/mutants`` brought to light: mistakes that no other test noticed."""
+
+import inspect
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from torch.optim import Adam
+
+from lightning_dqn import (
+    Boltzmann,
+    DoubleQLearning,
+    DQNLightningModule,
+    EpisodeDecay,
+    EpsilonGreedy,
+    ExpectedHead,
+    ExperienceDataModule,
+    ExponentialSchedule,
+    EZGreedy,
+    LinearSchedule,
+    MLPTorso,
+    ReplayBuffer,
+)
+from lightning_dqn.evaluation import PlayedEpisodes
+from lightning_dqn.functional import project_categorical
+
+
+class Asking:
+    """A batch of episodes that asks the policy about many observations and keeps the answer."""
+
+    def __init__(self, observation):
+        self.observation = observation
+
+    def play(self, policy):
+        self.actions = policy(self.observation, None)
+        return PlayedEpisodes(np.zeros(1, np.int64), np.zeros(1), np.ones(1, np.int64))
+
+
+def test_evaluation_takes_the_best_action_every_time():
+    torch.manual_seed(0)
+    model = DQNLightningModule([4], 3, torso=partial(MLPTorso, hidden_sizes=(8,)))
+    observation = torch.randn(5000, 4)
+    best = model(observation).argmax(dim=1).tolist()
+    assert len(set(best)) > 1
+
+    for step in (model.validation_step, model.test_step, model.predict_step):
+        asking = Asking(observation.numpy())
+        step(asking, 0)
+        assert asking.actions.tolist() == best
+
+
+def test_no_probability_becomes_negative_where_rounding_moves_an_atom_beyond_the_last():
+    # in float32 the length of this support times its intervals over its length is more than its intervals
+    support = torch.linspace(0, 58.77788, 11)
+    assert (support[-1] - support[0]) * (10 / (support[-1] - support[0])) > 10
+
+    projected = project_categorical(torch.ones(1, 1), support[None, -1:], support)
+
+    assert projected.tolist() == [[0.0] * 10 + [1.0]]
+
+
+DEFAULTS = {
+    DQNLightningModule: {
+        "torso": MLPTorso,
+        "head": ExpectedHead,
+        "optimizer": Adam,
+        "lr_scheduler": None,
+        "target_update_period": 1,
+        "target_update_rate": 0.005,
+    },
+    ExperienceDataModule: {
+        "num_envs": 8,
+        "vectorization": "sync",
+        "n_step": 1,
+        "gamma": 0.99,
+        "batch_size": 64,
+        "train_frequency": 16,
+        "gradient_steps": 8,
+        "learning_starts": 1_000,
+        "steps_per_epoch": 2_500,
+        "eval_episodes": 10,
+        "eval_num_envs": 10,
+        "max_eval_steps": 27_000,
+        "eval_seed": 0,
+        "seed": None,
+    },
+    ReplayBuffer: {"capacity": 100_000},
+    LinearSchedule: {"start": 1.0, "end": 0.05, "decay_steps": 10_000},
+    ExponentialSchedule: {"start": 1.0, "end": 0.05, "decay_steps": 5_000},
+    EpisodeDecay: {"start": 1.0, "end": 0.01, "factor": 0.995},
+    EZGreedy: {"epsilon": LinearSchedule(1.0, 0.05, 10_000), "exponent": 2.0},
+}
+
+
+@pytest.mark.parametrize("kind", DEFAULTS)
+def test_defaults_are_what_they_were(kind):
+    parameters = inspect.signature(kind).parameters
+    assert {name: parameters[name].default for name in DEFAULTS[kind]} == DEFAULTS[kind]
+
+
+def test_the_rule_of_a_model_and_the_schedules_of_explorers_are_what_they_were():
+    assert type(DQNLightningModule([1], 1).target_rule) is DoubleQLearning
+    assert EpsilonGreedy().epsilon == LinearSchedule(1.0, 0.05, 10_000)
+    assert Boltzmann().temperature == LinearSchedule(1.0, 0.1, 10_000)
