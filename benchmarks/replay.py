@@ -36,6 +36,7 @@ ADDED = 64
 ALPHA, BETA, EPSILON = 0.6, 0.4, 1e-6
 CHUNK = 100_000
 WARM_UP = 20
+MEASURABLE = 1_000_000  # transitions beside which the rest of a process does not count
 
 Errors = NDArray[np.float32]
 Rows = dict[str, NDArray[Any]]
@@ -336,13 +337,11 @@ def main() -> None:
         cells = [_cell(draws.get((name, size), [])) for size in sizes]
         ends = draws.get((name, sizes[0])), draws.get((name, sizes[-1]))
         growth = f"{_ratio(ends[1], ends[0]):.2f}" if ends[0] and ends[1] else "-"
-        measured = built[name]
-        each = f"{measured[max(measured)]:.0f}" if measured and measured[max(measured)] > 0 else "-"
+        largest = max(built[name], default=0)
+        each = f"{built[name][largest]:.0f}" if largest >= MEASURABLE and built[name][largest] > 0 else "-"
         title = f"lightning-dqn, {name}" if name not in PEERS else name
         print("|", " | ".join([title, *cells, growth, _cell(adds.get(name, [])), each]), "|")
-    print(
-        "\nGrowth is from the smallest to the largest size. Bytes are what the process grew by, at its largest size.\n"
-    )
+    print("\nGrowth: from the smallest to the largest size. Bytes: what a process grew by, at the largest size.\n")
     for name in workers:
         if name in PEERS:
             drawn = {size: (draws.get((name, size)), draws["prioritized", size]) for size in built["prioritized"]}

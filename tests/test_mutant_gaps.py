@@ -15,6 +15,7 @@ from lightning_dqn import (
     EpisodeDecay,
     EpsilonGreedy,
     ExpectedHead,
+    ExperienceCollector,
     ExperienceDataModule,
     ExponentialSchedule,
     EZGreedy,
@@ -24,6 +25,7 @@ from lightning_dqn import (
 )
 from lightning_dqn.evaluation import PlayedEpisodes
 from lightning_dqn.functional import project_categorical
+from tests.environments import Chain, RecordingBuffer
 
 
 class Asking:
@@ -58,6 +60,55 @@ def test_no_probability_becomes_negative_where_rounding_moves_an_atom_beyond_the
     projected = project_categorical(torch.ones(1, 1), support[None, -1:], support)
 
     assert projected.tolist() == [[0.0] * 10 + [1.0]]
+
+
+def make_data(kind=ExperienceDataModule, **kwargs):
+    defaults = {"num_envs": 2, "batch_size": 4, "learning_starts": 20, "train_frequency": 8, "steps_per_epoch": 40}
+    return kind(Chain, **(defaults | kwargs), buffer=RecordingBuffer(500), gradient_steps=2, seed=0)
+
+
+def test_the_clock_counts_the_steps_of_all_processes(make_trainer, make_model):
+    class OneOfThree(ExperienceDataModule):
+        world_size = 3
+
+    data = make_data(OneOfThree)
+    make_trainer(limit_val_batches=0).fit(make_model(data), data)
+    # six steps at a time, until 20 and then 60 are passed; a third of them is ours
+    assert data.env_steps == 60
+    assert len(data.buffer.all_added.action) == 20
+
+
+def test_a_collector_remembers_the_latest_episodes_over_a_checkpoint(make_trainer, make_model):
+    data, before, after = make_data(), ExperienceCollector(), ExperienceCollector()
+    make_trainer(callbacks=[before], limit_val_batches=0).fit(make_model(data), data)
+    assert len(before.state_dict()["recent"]) == before.episodes > 1
+    after.load_state_dict(before.state_dict())
+    assert after.state_dict() == before.state_dict()
+
+
+def test_acting_has_the_precision_of_the_run(make_trainer, make_model):
+    data, seen = make_data(), {}
+    model = make_model(data)
+    model.online.register_forward_hook(
+        lambda module, args, output: seen.setdefault(len(args[0]), set()).add(torch.is_autocast_enabled("cpu"))
+    )
+    make_trainer(precision="bf16-mixed", limit_val_batches=0).fit(model, data)
+    assert seen == {2: {True}, 4: {True}}  # two environments act, minibatches of four are learned from
+
+
+def test_a_run_gives_back_the_threads_that_its_network_is_not_worth(make_trainer, make_model, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    before, seen = torch.get_num_threads(), set()
+    torch.set_num_threads(2)
+    try:
+        data = make_data()
+        model = make_model(data)
+        model.online.register_forward_hook(lambda module, args, output: seen.add(torch.get_num_threads()))
+        make_trainer(limit_val_batches=0).fit(model, data)
+        assert seen == {1}
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 DEFAULTS = {

@@ -64,6 +64,14 @@ CLOCK = (
         killers=("collector::test_the_clock_is_exact_beyond_what_float32_can_count",),
     ),
     Mutant(
+        id="G3d",
+        mistake="Each of several processes counts the environment steps of its own only",
+        file="collector",
+        old="data.env_steps += int(step.valid.sum()) * data.world_size",
+        new="data.env_steps += int(step.valid.sum())",
+        killers=("mutant_gaps::test_the_clock_counts_the_steps_of_all_processes",),
+    ),
+    Mutant(
         id="G4",
         mistake="One random number decides whether all environments explore",
         file="exploration",
@@ -214,5 +222,13 @@ actions = self.act(observation, action_mask).cpu().numpy()
         old="totals = self.episode_return.copy(), self.episode_length.copy()",
         new="totals = self.episode_return, self.episode_length",
         killers=("stepping::test_returns_and_lengths_are_those_of_the_episodes[sync]",),
+    ),
+    Mutant(
+        id="G11d",
+        mistake="After a resume the mean return is that of the first episodes to end, which are the short ones",
+        file="collector",
+        old='self._recent.extend((score, length) for score, length in state_dict["recent"])',
+        new="pass",
+        killers=("mutant_gaps::test_a_collector_remembers_the_latest_episodes_over_a_checkpoint",),
     ),
 )

@@ -28,6 +28,14 @@ NUMBERS = (
         killers=("heads::test_returns_are_float32_under_autocast",),
     ),
     Mutant(
+        id="H1d",
+        mistake="The network that acts is computed in another precision than the one that learns",
+        file="collector",
+        old="with torch.no_grad(), trainer.precision_plugin.forward_context():",
+        new="with torch.no_grad():",
+        killers=("mutant_gaps::test_acting_has_the_precision_of_the_run",),
+    ),
+    Mutant(
         id="H2",
         mistake="Rewards are stored in double precision, and the target becomes double as well",
         file="replay",

@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 import traceback
+import types
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -148,6 +149,8 @@ class _Child:
         os.environ.pop("PYTEST_ADDOPTS", None)
         os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # plugins that happen to be installed are of no use here
         sys.argv = ["pytest"]
+        sys.modules["__main__"] = types.ModuleType("__main__")  # what processes of environments would import again
+        tempfile.tempdir = os.environ["TMPDIR"] = str(self.folder)  # nobody will clear up after a fork that was ended
         finder = None
         if self.mutant is not None:
             finder = MutantFinder(project, self.mutant)
