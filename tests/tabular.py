@@ -44,6 +44,14 @@ def toy_text(env_id, masked=False, **kwargs):
     return table_of(rows, legal)
 
 
+def taxi_to_one_place():
+    """The legal actions of the taxi for the passengers to the first of the four places: a quarter of all states."""
+    table = toy_text("Taxi-v4", masked=True)
+    rows = table.state % 4 == 0
+    state, action, probability, reward, following, terminated = (column[rows] for column in table[:-1])
+    return Table(state // 4, action, probability, reward, following // 4, terminated, table.legal[::4])
+
+
 def garnet(num_states, num_actions, branching, seed):
     """A random process: each action leads to ``branching`` states, with normal rewards; entering state 0 ends it.
 

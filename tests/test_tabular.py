@@ -43,7 +43,9 @@ TABLES = {
     "lake": partial(tabular.toy_text, "FrozenLake-v1"),
     "taxi": partial(tabular.toy_text, "Taxi-v4"),
     "taxi, legal actions": partial(tabular.toy_text, "Taxi-v4", masked=True),
+    "taxi, one place": tabular.taxi_to_one_place,
     "garnet": partial(tabular.garnet, 6, 3, 3, seed=0),
+    "garnet, no chance": partial(tabular.garnet, 6, 3, 1, seed=0),
     "lottery": tabular.lottery,
 }
 RULES = {"q": QLearning(), "double": DoubleQLearning(), "munchausen": MunchausenQLearning()}
@@ -52,10 +54,11 @@ RULES = {"q": QLearning(), "double": DoubleQLearning(), "munchausen": Munchausen
 SUPPORTS = {
     "cliff": (-120, 0, 31),
     "lake": (-2, 2, 21),
-    "taxi": (-30, 20, 51),
-    "taxi, legal actions": (-15, 20, 36),
+    "taxi, one place": (-15, 20, 36),
     "garnet": (-10, 10, 21),
 }
+
+slow = partial(pytest.param, marks=pytest.mark.slow)
 
 # without a bias that all states share, a linear network on one-hot states is a table
 Entries = partial(nn.Linear, bias=False)
@@ -121,10 +124,10 @@ def decaying_adam(lr, iterations):
     }
 
 
-def adam_with_slow_embedding(parameters, lr):
-    """The stream's weights are in units of return, those of the embedding are not."""
+def adam_with_slow_embedding(parameters, lr, embedding_lr):
+    """The stream's weights are in units of return, those of the embedding are shares of it."""
     weight, bias, *stream = parameters
-    groups = [{"params": [weight, bias], "lr": 0.003}, {"params": stream}]
+    groups = [{"params": [weight, bias], "lr": embedding_lr}, {"params": stream}]
     return torch.optim.Adam(groups, lr=lr, betas=(0.5, 0.9))
 
 
@@ -147,10 +150,11 @@ def learn_quantiles(make_trainer, name, rule, num_quantiles, kappa=1.0):
     return learn(make_trainer, name, head, rule, **decaying_adam(span(name, rule) / 10, iterations=60))
 
 
-def learn_implicit_quantiles(make_trainer, name, rule):
+def learn_implicit_quantiles(make_trainer, name, rule, iterations):
     sizes = {"num_samples": 8, "num_target_samples": 8, "num_policy_samples": 8, "num_cosines": 4}
     lr = span(name, rule) / 30
-    settings = decaying_adam(lr, iterations=150) | {"optimizer": partial(adam_with_slow_embedding, lr=lr)}
+    optimizer = partial(adam_with_slow_embedding, lr=lr, embedding_lr=0.01 / lr)
+    settings = decaying_adam(lr, iterations) | {"optimizer": optimizer, "period": 20}
     return learn(make_trainer, name, partial(ImplicitQuantileHead, **sizes), rule, **settings)
 
 
@@ -210,13 +214,8 @@ def test_dueling_streams_reach_the_same_values(rule, make_trainer):
     assert error(model, "garnet", truth("garnet", rule)) <= 1e-3
 
 
-SLOW_CATEGORICAL = ["lake", "taxi, legal actions"]
-
-
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize(
-    "name", ["cliff", "garnet", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW_CATEGORICAL)]
-)
+@pytest.mark.parametrize("name", ["cliff", "garnet", slow("lake"), slow("taxi, one place")])
 def test_the_mean_of_a_categorical_return_is_exact(name, rule, make_trainer):
     model = learn_categorical(make_trainer, name, rule)
 
@@ -225,7 +224,7 @@ def test_the_mean_of_a_categorical_return_is_exact(name, rule, make_trainer):
 
 # all quantiles of a return without chance are that return, whatever their number and the threshold
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("name", ["cliff", pytest.param("taxi, legal actions", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["cliff", slow("garnet, no chance"), slow("taxi, one place")])
 def test_the_mean_of_quantiles_is_exact_where_nothing_is_left_to_chance(name, rule, make_trainer):
     model = learn_quantiles(make_trainer, name, rule, num_quantiles=8)
 
@@ -266,7 +265,7 @@ def test_the_mean_of_many_quantiles_is_near_the_truth_under_chance(name, rule, m
 @pytest.mark.slow
 @pytest.mark.parametrize("rule", ["q", "double"])
 def test_an_implicit_quantile_function_finds_the_distribution_of_a_lottery(rule, make_trainer):
-    sizes = {"num_samples": 8, "num_target_samples": 64, "num_policy_samples": 64, "num_cosines": 4}
+    sizes = {"num_samples": 8, "num_target_samples": 64, "num_policy_samples": 64, "num_cosines": 4, "kappa": 0.0}
     iterations = 250
 
     model = learn(
@@ -274,7 +273,7 @@ def test_an_implicit_quantile_function_finds_the_distribution_of_a_lottery(rule,
         "lottery",
         partial(ImplicitQuantileHead, **sizes),
         rule,
-        partial(adam_with_slow_embedding, lr=0.1),
+        partial(adam_with_slow_embedding, lr=0.1, embedding_lr=0.01),
         partial(CosineAnnealingLR, T_max=iterations),
         iterations,
         period=5,
