@@ -70,10 +70,10 @@ def table(name):
 
 
 @lru_cache
-def truth(name, rule, gamma=GAMMA):
+def truth(name, rule):
     if rule == "munchausen":
-        return tabular.munchausen_values(table(name), gamma, RULES[rule])
-    return tabular.optimal_values(table(name), gamma)
+        return tabular.munchausen_values(table(name), GAMMA, RULES[rule])
+    return tabular.optimal_values(table(name), GAMMA)
 
 
 def span(name, rule):
@@ -154,7 +154,7 @@ def learn_implicit_quantiles(make_trainer, name, rule, iterations):
     sizes = {"num_samples": 8, "num_target_samples": 8, "num_policy_samples": 8, "num_cosines": 4}
     lr = span(name, rule) / 30
     optimizer = partial(adam_with_slow_embedding, lr=lr, embedding_lr=0.01 / lr)
-    settings = decaying_adam(lr, iterations) | {"optimizer": optimizer, "period": 20}
+    settings = decaying_adam(lr, iterations) | {"optimizer": optimizer, "period": 10}
     return learn(make_trainer, name, partial(ImplicitQuantileHead, **sizes), rule, **settings)
 
 
@@ -257,6 +257,14 @@ def test_the_mean_of_many_quantiles_is_near_the_truth_under_chance(name, rule, m
     assert error(model, name, truth(name, rule)) <= 1e-2
 
 
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("name", ["garnet, no chance", slow("cliff"), slow("taxi, one place")])
+def test_the_mean_of_an_implicit_quantile_function_is_exact_where_nothing_is_left_to_chance(name, rule, make_trainer):
+    model = learn_implicit_quantiles(make_trainer, name, rule, iterations=100 if name == "garnet, no chance" else 250)
+
+    assert error(model, name, truth(name, rule)) <= 1e-2
+
+
 # A sum of a few cosines cannot follow the jumps in the quantile functions of the lake or of a garnet; the regression
 # shifts their means by a hundredth, and bootstrapping makes that a tenth. The lottery's quantile functions are cosines
 # themselves. One unit per state would be one shape for both actions: tiles give each state two. Munchausen's rule puts
@@ -265,7 +273,7 @@ def test_the_mean_of_many_quantiles_is_near_the_truth_under_chance(name, rule, m
 @pytest.mark.slow
 @pytest.mark.parametrize("rule", ["q", "double"])
 def test_an_implicit_quantile_function_finds_the_distribution_of_a_lottery(rule, make_trainer):
-    sizes = {"num_samples": 8, "num_target_samples": 64, "num_policy_samples": 64, "num_cosines": 4, "kappa": 0.0}
+    sizes = {"num_samples": 8, "num_target_samples": 64, "num_policy_samples": 64, "num_cosines": 2, "kappa": 0.0}
     iterations = 250
 
     model = learn(
@@ -286,18 +294,22 @@ def test_an_implicit_quantile_function_finds_the_distribution_of_a_lottery(rule,
     with torch.no_grad():
         features = model.online.torso(tabular.one_hot(range(5), 5, tiles=2))
         prizes = model.online.head.quantiles(features, taus)[:, 0]
-    assert (prizes - (torch.arange(5).unsqueeze(1) / 2 - torch.cos(torch.pi * taus))).abs().max() <= 0.05
+    assert (prizes - (torch.arange(5).unsqueeze(1) / 2 - torch.cos(torch.pi * taus))).abs().max() <= 2e-2
 
 
 # what environments, collector and replay make of it
 
 
 class AnyStart(gym.Wrapper):
-    """Begins each walk along the cliff anywhere, as one from the corner is back in the corner too often."""
+    """Begins each walk in any of some states: those that start in a corner seldom come to the other end."""
+
+    def __init__(self, env, states):
+        super().__init__(env)
+        self.states = states
 
     def reset(self, **kwargs):
         _, info = self.env.reset(**kwargs)
-        self.unwrapped.s = int(self.np_random.integers(37))
+        self.unwrapped.s = int(self.np_random.choice(self.states))
         return self.unwrapped.s, info
 
 
@@ -330,30 +342,31 @@ def explore(make_trainer, buffer, iterations, gradient_steps, step, **data):
 BUFFERS = {"uniform": ReplayBuffer, "prioritized": PrioritizedReplayBuffer}
 
 
-# walks of 8 or 10 steps are nearly all cut off: taken for terminal, every value would be too near to 0
+# walks this short are nearly all cut off: taken for terminal, every value would be too near to 0
 @pytest.mark.parametrize("buffer", BUFFERS)
 @pytest.mark.parametrize(
     ("env_id", "settings", "start", "num_states"),
     [
-        ("FrozenLake-v1", {"env_kwargs": {"is_slippery": False, "max_episode_steps": 8}}, 0, 11),
-        ("CliffWalking-v1", {"env_kwargs": {"max_episode_steps": 10}, "wrappers": [AnyStart]}, 36, 37),
+        ("FrozenLake-v1", {"is_slippery": False, "max_episode_steps": 5}, 0, 11),
+        ("CliffWalking-v1", {"max_episode_steps": 10}, 36, 37),
     ],
     ids=["lake", "cliff"],
 )
 def test_walks_that_are_cut_off_teach_the_true_values(env_id, settings, start, num_states, buffer, make_trainer):
-    process = tabular.toy_text(env_id, **settings["env_kwargs"])
+    process = tabular.toy_text(env_id, **settings)
     states = tabular.reachable(process, start)
 
     learned = explore(
         make_trainer,
         BUFFERS[buffer](),
-        iterations=200,
+        iterations=150,
         gradient_steps=20,
-        step=0.08,
+        step=0.1,
         env_id=env_id,
+        env_kwargs=settings,
+        wrappers=[partial(AnyStart, states=states)],
         batch_size=128,
         train_frequency=64,
-        **settings,
     )
 
     assert len(states) == num_states
