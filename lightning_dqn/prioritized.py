@@ -96,10 +96,11 @@ class PrioritizedReplayBuffer(ReplayBuffer):
             RuntimeError: If nothing has been stored yet.
         """
         self._check_filled()
-        if self.tree.total == 0:
-            return super().sample(num_updates, batch_size, rng, env_steps)
         fraction = (rng.random((num_updates, batch_size)) + np.arange(batch_size)) / batch_size
-        slot, drawn = self.tree.sample(fraction.reshape(-1))
+        try:
+            slot, drawn = self.tree.sample(fraction.reshape(-1))
+        except ValueError:  # every priority is 0
+            return super().sample(num_updates, batch_size, rng, env_steps)
         priority = drawn.reshape(fraction.shape)
         # (N P_i)^-beta over the largest of the minibatch, which is that of the smallest priority
         weight = (priority.min(axis=1, keepdims=True) / priority) ** self.beta(env_steps, 0)
@@ -122,8 +123,11 @@ class PrioritizedReplayBuffer(ReplayBuffer):
             ValueError: If a TD error is NaN, infinite or negative.
         """
         name = index.cpu().numpy().reshape(-1)
-        priority = td_error.detach().double().cpu().numpy().reshape(-1) + self.epsilon
-        if not (priority.min() >= self.epsilon and priority.max() < np.inf):
+        if td_error.dtype == torch.bfloat16:
+            td_error = td_error.float()  # numpy has no such numbers
+        priority = td_error.detach().cpu().numpy().reshape(-1) + np.float64(self.epsilon)
+        largest = priority.max()
+        if not (priority.min() >= self.epsilon and largest < np.inf):
             wrong = priority[~((priority >= self.epsilon) & (priority < np.inf))] - self.epsilon
             raise ValueError(
                 f"data.buffer: TD errors must be finite and not negative, {len(wrong)} are not, such as {wrong[0]}"
@@ -131,9 +135,11 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         present = name >= self._count - self.capacity
         if not present.all():
             name, priority = name[present], priority[present]
-        if len(name):
-            self.max_priority = max(self.max_priority, float(priority.max()))
-            self.tree.update(name % self.capacity, priority**self.alpha)
+            if not len(name):
+                return
+            largest = priority.max()
+        self.max_priority = max(self.max_priority, float(largest))
+        self.tree.update(name % self.capacity, priority**self.alpha)
 
     def state_arrays(self) -> dict[str, NDArray[Any]]:
         """What is stored, with its priorities as they stand in the tree; see :meth:`ReplayBuffer.state_arrays`."""

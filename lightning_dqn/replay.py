@@ -17,10 +17,14 @@ from torch.utils.data import IterableDataset, get_worker_info
 from lightning_dqn.memory import check_fits
 from lightning_dqn.transition import ReplayBatch, Transition
 
-_NUMPY_TO_TORCH: dict[np.dtype[Any], torch.dtype] = {
-    np.dtype(name): getattr(torch, name)
-    for name in ("bool", "uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64")
-} | {np.dtype(name): getattr(torch, name) for name in ("uint16", "uint32", "uint64")}
+_TORCH_DTYPES = {  # those that torch has too
+    np.dtype(name)
+    for name in (
+        *("bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"),
+        *("float16", "float32", "float64"),
+    )
+}
+_STEP = np.dtype([("action", np.int64), ("reward", np.float32), ("discount", np.float32)])
 
 
 class NStepAccumulator:
@@ -134,7 +138,8 @@ class ReplayBuffer:
             raise ValueError(f"data.buffer.capacity must be at least 1, got {capacity}")
         self.capacity = capacity
         self._count = 0  # transitions ever stored: number c lies at c % capacity, and c is its name
-        self._storage: Transition[Tensor] | None = None
+        # observations, steps, observations that follow, and masks if there are any: a draw finds a step in one place
+        self._columns: tuple[NDArray[Any], ...] = ()
 
     def __len__(self) -> int:
         return min(self._count, self.capacity)
@@ -162,19 +167,15 @@ class ReplayBuffer:
             MemoryError: If it would not fit, before anything is allocated.
             ValueError: If torch has no such dtype.
         """
-        dtype = _NUMPY_TO_TORCH.get(np.dtype(observation_dtype))
-        if dtype is None:
+        if np.dtype(observation_dtype) not in _TORCH_DTYPES:
             raise ValueError(f"data.env_id: observations of dtype {observation_dtype} have no torch counterpart")
         check_fits(self.num_bytes(observation_shape, observation_dtype, mask_size), "data.buffer.capacity")
         shape = (self.capacity, *observation_shape)
-        masks = (torch.empty(self.capacity, mask_size, dtype=torch.bool) for _ in range(2 if mask_size else 0))
-        self._storage = Transition(
-            torch.empty(shape, dtype=dtype),
-            torch.empty(self.capacity, dtype=torch.int64),
-            torch.empty(self.capacity, dtype=torch.float32),
-            torch.empty(self.capacity, dtype=torch.float32),
-            torch.empty(shape, dtype=dtype),
-            *masks,
+        self._columns = (
+            np.empty(shape, observation_dtype),
+            np.empty(self.capacity, _STEP),
+            np.empty(shape, observation_dtype),
+            *(np.empty((self.capacity, mask_size), np.bool_) for _ in range(2 if mask_size else 0)),
         )
         self._count = 0
 
@@ -192,13 +193,13 @@ class ReplayBuffer:
             raise ValueError(f"data.buffer.capacity: {count} transitions at once do not fit into {self.capacity}")
         head = self._count % self.capacity
         until_end = min(count, self.capacity - head)
-        for stored, field in zip(self.storage, transition, strict=True):
+        for stored, field in zip(self._arrays, transition, strict=True):
             if stored is None:
                 continue
             assert field is not None, "this buffer stores action masks"
-            view = stored.numpy()
-            view[head : head + until_end] = field[:until_end]
-            view[: count - until_end] = field[until_end:]
+            stored[head : head + until_end] = field[:until_end]
+            if until_end < count:
+                stored[: count - until_end] = field[until_end:]
         self._count += count
 
     def sample(self, num_updates: int, batch_size: int, rng: np.random.Generator, env_steps: int = 0) -> ReplayBatch:
@@ -234,7 +235,7 @@ class ReplayBuffer:
 
     def state_arrays(self) -> dict[str, NDArray[Any]]:
         """What is stored, from position 0 of the ring on, and how many ever were; views, not copies."""
-        stored = {name: field.numpy()[: len(self)] for name, field in self._fields().items()}
+        stored = {name: field[: len(self)] for name, field in self._fields().items()}
         return stored | {"count": np.array(self._count, np.int64)}
 
     def load_state_arrays(self, arrays: dict[str, NDArray[Any]]) -> None:
@@ -248,16 +249,16 @@ class ReplayBuffer:
             raise ValueError(f"data.buffer: the saved replay has no {', '.join(sorted(missing))}")
         size, count = len(arrays["action"]), int(arrays["count"])
         for name, stored in self._fields().items():
-            view = stored.numpy()
-            if arrays[name].shape[1:] != view.shape[1:] or arrays[name].dtype != view.dtype or size > self.capacity:
+            saved = arrays[name]
+            if saved.shape[1:] != stored.shape[1:] or saved.dtype != stored.dtype or size > self.capacity:
                 raise ValueError(
-                    f"data.buffer: the saved {name} is {arrays[name].shape} {arrays[name].dtype}, this buffer holds "
-                    f"{view.shape} {view.dtype}; resume with the capacity and environment it was saved with"
+                    f"data.buffer: the saved {name} is {saved.shape} {saved.dtype}, this buffer holds "
+                    f"{stored.shape} {stored.dtype}; resume with the capacity and environment it was saved with"
                 )
         if min(count, self.capacity) != size:
             raise ValueError(f"data.buffer.capacity: {self.capacity} differs from that of the full buffer saved")
         for name, stored in self._fields().items():
-            stored.numpy()[:size] = arrays[name]
+            stored[:size] = arrays[name]
         self._count = count
 
     @property
@@ -267,12 +268,16 @@ class ReplayBuffer:
         Raises:
             RuntimeError: Before :meth:`allocate`.
         """
-        if self._storage is None:
-            raise RuntimeError("the replay buffer has no storage yet: call allocate() first")
-        return self._storage
+        return self._arrays.map(torch.from_numpy)
 
-    def _fields(self) -> dict[str, Tensor]:
-        return {name: field for name, field in self.storage._asdict().items() if field is not None}
+    @property
+    def _arrays(self) -> Transition[NDArray[Any]]:
+        if not self._columns:
+            raise RuntimeError("the replay buffer has no storage yet: call allocate() first")
+        return _transition(*self._columns)
+
+    def _fields(self) -> dict[str, NDArray[Any]]:
+        return {name: field for name, field in self._arrays._asdict().items() if field is not None}
 
     def _check_filled(self) -> None:
         if self._count == 0:
@@ -282,14 +287,18 @@ class ReplayBuffer:
             )
 
     def _gather(self, slot: NDArray[np.int64], weight: Tensor) -> ReplayBatch:
-        shape = weight.shape
-
-        def rows(field: Tensor) -> Tensor:  # numpy takes rows in half the time torch does
-            return torch.from_numpy(field.numpy().take(slot, axis=0)).view(*shape, *field.shape[1:])
-
+        slot = slot.reshape(weight.shape)
+        # numpy takes rows in half the time torch does
+        rows = _transition(*(column.take(slot, axis=0) for column in self._columns))
         # by name, a transition is the last one stored in its slot
-        index = slot + (self._count - 1 - slot) // self.capacity * self.capacity
-        return ReplayBatch(self.storage.map(rows), torch.from_numpy(index).view(shape), weight)
+        index = (slot - self._count) % self.capacity + (self._count - self.capacity)
+        return ReplayBatch(rows.map(torch.from_numpy), torch.from_numpy(index), weight)
+
+
+def _transition(
+    observation: NDArray[Any], step: NDArray[Any], next_observation: NDArray[Any], *masks: NDArray[Any]
+) -> Transition[NDArray[Any]]:
+    return Transition(observation, step["action"], step["reward"], step["discount"], next_observation, *masks)
 
 
 class ReplayDataset(IterableDataset[ReplayBatch]):

@@ -1,11 +1,17 @@
 """What only the mutants of ``tests/mutants`` brought to light: mistakes that no other test noticed."""
 
+import csv
 import inspect
+import time
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
 from torch.optim import Adam
 
 from lightning_dqn import (
@@ -25,7 +31,7 @@ from lightning_dqn import (
 )
 from lightning_dqn.evaluation import PlayedEpisodes
 from lightning_dqn.functional import project_categorical
-from tests.environments import Chain, RecordingBuffer
+from tests.environments import Chain, RecordingBuffer, seeded
 
 
 class Asking:
@@ -109,6 +115,97 @@ def test_a_run_gives_back_the_threads_that_its_network_is_not_worth(make_trainer
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+def test_an_ordinary_run_leaves_the_hooks_around_single_updates_out(make_trainer, make_model):
+    data = make_data()
+    model = make_model(data)
+    plain = []
+    model._gradients = lambda *args: plain.append(1) or DQNLightningModule._gradients(model, *args)
+    make_trainer(limit_val_batches=0).fit(model, data)
+    assert len(plain) == model.gradient_steps // 2 > 0  # of two updates in an iteration the first
+
+
+def train(make_trainer, make_model, folder, max_epochs, ckpt_path=None, **kwargs):
+    """Trains with a checkpoint after every epoch; returns its path."""
+    data = make_data(**kwargs)
+    checkpoint = ModelCheckpoint(folder, "latest", save_on_train_epoch_end=True, enable_version_counter=False)
+    trainer = make_trainer(
+        max_epochs=max_epochs, callbacks=[checkpoint], enable_checkpointing=True, limit_val_batches=0
+    )
+    trainer.fit(make_model(data), data, ckpt_path=ckpt_path)
+    return folder / "latest.ckpt"
+
+
+@pytest.mark.parametrize("changed", [{"gamma": 0.9}, {"n_step": 2}, {}])
+def test_going_on_with_another_gamma_or_window_than_the_replay_holds_is_warned_of(
+    make_trainer, make_model, tmp_path, recwarn, changed
+):
+    path = train(make_trainer, make_model, tmp_path, 1)
+    recwarn.clear()
+    train(make_trainer, make_model, tmp_path, 2, path, **changed)
+    warned = [str(warning.message) for warning in recwarn if "keeps the old returns" in str(warning.message)]
+    assert [text.split()[0] for text in warned] == [f"data.{name}" for name in changed]
+
+
+def test_the_replay_that_was_resumed_from_stays_until_the_next_checkpoint_is_written(
+    make_trainer, make_model, tmp_path
+):
+    path = train(make_trainer, make_model, tmp_path, 1)
+    assert [folder.name for folder in (tmp_path / "replay").iterdir()] == ["60"]
+    train(make_trainer, make_model, tmp_path, 2, path)
+    assert {folder.name for folder in (tmp_path / "replay").iterdir()} == {"60", "100"}
+
+
+def test_the_speed_of_collection_is_that_of_training_without_the_time_of_validation(
+    make_trainer, make_model, tmp_path, monkeypatch
+):
+    data, validations = make_data(eval_episodes=2, eval_num_envs=2), []
+    # fifty environment steps a second, and a thousand seconds for every validation
+    monkeypatch.setattr(time, "monotonic", lambda: data.env_steps / 50 + 1000 * len(validations))
+
+    class Validations(Callback):
+        def on_validation_epoch_end(self, trainer, pl_module):
+            validations.append(1)
+
+    logger = CSVLogger(tmp_path)
+    trainer = make_trainer(max_epochs=3, callbacks=[Validations()], logger=logger, log_every_n_steps=1)
+    trainer.fit(make_model(data), data)
+    assert len(validations) == 3
+    logger.save()
+    with Path(logger.experiment.metrics_file_path).open() as file:
+        speeds = [float(row["collect/env_steps_per_second"] or 0) for row in csv.DictReader(file)]
+    assert [speed for speed in speeds if speed] == pytest.approx([50.0] * 15)
+
+
+def test_no_more_processes_evaluate_than_train(monkeypatch):
+    made = []
+    monkeypatch.setattr(
+        "lightning_dqn.datamodule.make_envs",
+        lambda env_id, count, *args: made.append(count) or seeded(Chain, count).envs,
+    )
+    for vectorization in ("async", "sync"):
+        data = make_data(vectorization=vectorization, eval_episodes=5, eval_num_envs=4)
+        next(iter(data.val_dataloader())).envs()
+        data.close()
+    assert made == [2, 4]
+
+
+def test_the_arguments_of_a_data_module_are_hyper_parameters():
+    data = ExperienceDataModule("CartPole-v1", num_envs=3, buffer=ReplayBuffer(500))
+    assert data.hparams["env_id"] == "CartPole-v1"
+    assert data.hparams["num_envs"] == 3
+    assert data.hparams["buffer"] == {
+        "class_path": "lightning_dqn.replay.ReplayBuffer",
+        "init_args": {"capacity": 500},
+    }
+
+
+def test_the_episodes_of_evaluation_are_what_they_were():
+    data = ExperienceDataModule("CartPole-v1", eval_episodes=3)
+    (validation,), (test,) = data.val_dataloader(), data.test_dataloader()
+    assert validation.seeds == [1557083817, 1641761315, 2037541297]
+    assert test.seeds == [534990184, 2130535770, 1664782339]
 
 
 DEFAULTS = {

@@ -154,6 +154,14 @@ CLOCK = (
         killers=("datamodule::test_no_two_first_observations_are_equal_between_seeds_ranks_and_kinds_of_evaluation",),
     ),
     Mutant(
+        id="G8d",
+        mistake="The episodes of evaluation change without a word, and results compare with no earlier ones",
+        file="datamodule",
+        old="np.random.SeedSequence([self.eval_seed, 0, stream])",
+        new="np.random.SeedSequence([self.eval_seed, 1, stream])",
+        killers=("mutant_gaps::test_the_episodes_of_evaluation_are_what_they_were",),
+    ),
+    Mutant(
         id="G9a",
         mistake="Evaluation draws from the random numbers of training",
         file="datamodule",

@@ -48,12 +48,20 @@ N_STEP = (
         killers=(TIME_LIMIT,),
     ),
     Mutant(
-        id="B5",
+        id="B5a",
         mistake="Windows are summed with a gamma of their own, whatever gamma was asked for",
         file="datamodule",
         old="self.accumulator = NStepAccumulator(num_envs, n_step, gamma)",
         new="self.accumulator = NStepAccumulator(num_envs, n_step, 0.99)",
         killers=("data_path::test_any_gamma_is_the_one_that_is_stored[0.5]",),
+    ),
+    Mutant(
+        id="B5b",
+        mistake="A resumed run has another gamma than the returns that its replay holds, and nobody says so",
+        file="collector",
+        old="            if meta[name] != getattr(data, name):\n",
+        new="            if False:\n",
+        killers=("mutant_gaps::test_going_on_with_another_gamma_or_window_than_the_replay_holds_is_warned_of",),
     ),
     Mutant(
         id="B6a",

@@ -39,14 +39,8 @@ NUMBERS = (
         id="H2",
         mistake="Rewards are stored in double precision, and the target becomes double as well",
         file="replay",
-        old="""\
-            torch.empty(self.capacity, dtype=torch.int64),
-            torch.empty(self.capacity, dtype=torch.float32),
-""",
-        new="""\
-            torch.empty(self.capacity, dtype=torch.int64),
-            torch.empty(self.capacity, dtype=torch.float64),
-""",
+        old='("reward", np.float32)',
+        new='("reward", np.float64)',
         killers=("replay::test_a_sample_has_the_shapes_and_dtypes_of_a_batch",),
     ),
     Mutant(
@@ -93,8 +87,8 @@ NUMBERS = (
         id="H5b",
         mistake="A TD error that is not a number becomes a priority",
         file="prioritized",
-        old="if not (priority.min() >= self.epsilon and priority.max() < np.inf):",
-        new="if priority.min() < self.epsilon or priority.max() == np.inf:",
+        old="if not (priority.min() >= self.epsilon and largest < np.inf):",
+        new="if priority.min() < self.epsilon or largest == np.inf:",
         killers=("prioritized::test_td_errors_that_are_none_are_refused_and_nothing_changes",),
     ),
 )

@@ -7,10 +7,11 @@ RING = (
         id="C1a",
         mistake="The next observation is taken from the slot after, also at the head of the ring",
         file="replay",
-        old="return ReplayBatch(self.storage.map(rows), torch",
+        old="        # by name, a transition",
         new="""\
-rows_after = self.storage.observation[torch.from_numpy(slot + 1) % self.capacity]
-        return ReplayBatch(self.storage.map(rows)._replace(next_observation=rows_after.view(*shape, -1)), torch""",
+        rows_after = self._columns[0].take((slot + 1) % self.capacity, axis=0)
+        rows = rows._replace(next_observation=rows_after)
+        # by name, a transition""",
         killers=("replay::test_the_fields_of_a_sampled_row_belong_together_and_stand_at_its_index",),
     ),
     Mutant(
@@ -33,8 +34,8 @@ rows_after = self.storage.observation[torch.from_numpy(slot + 1) % self.capacity
         id="C1d",
         mistake="What does not fit in before the end of the ring begins again at the wrong row",
         file="replay",
-        old="view[: count - until_end] = field[until_end:]",
-        new="view[: count - until_end] = field[: count - until_end]",
+        old="stored[: count - until_end] = field[until_end:]",
+        new="stored[: count - until_end] = field[: count - until_end]",
         killers=("replay::test_the_ring_holds_the_latest_transitions_in_order",),
     ),
     Mutant(
@@ -49,16 +50,16 @@ rows_after = self.storage.observation[torch.from_numpy(slot + 1) % self.capacity
         id="C7a",
         mistake="Images are stored as float32, in four times the memory",
         file="replay",
-        old="dtype = _NUMPY_TO_TORCH.get(np.dtype(observation_dtype))",
-        new='dtype = _NUMPY_TO_TORCH.get(np.dtype("float32"))',
+        old="np.empty(shape, observation_dtype),\n            np.empty(self.capacity, _STEP)",
+        new="np.empty(shape, np.float32),\n            np.empty(self.capacity, _STEP)",
         killers=("replay::test_observations_of_any_kind_are_stored_as_they_are_and_take_the_memory_that_was_foretold",),
     ),
     Mutant(
         id="C7b",
         mistake="Actions are stored as floating-point numbers",
         file="replay",
-        old="torch.empty(self.capacity, dtype=torch.int64)",
-        new="torch.empty(self.capacity, dtype=torch.float32)",
+        old='("action", np.int64)',
+        new='("action", np.float32)',
         killers=("replay::test_a_sample_has_the_shapes_and_dtypes_of_a_batch",),
     ),
 )
