@@ -30,7 +30,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch.nn import functional as F
 
 from lightning_dqn import DQNLightningModule, EpsilonGreedy, ExperienceDataModule, LinearSchedule, MLPTorso
-from lightning_dqn.datamodule import RandomStream
+from lightning_dqn.experience.datamodule import RandomStream
 from lightning_dqn.watch import ProgressBar
 
 EXPLORER = EpsilonGreedy(LinearSchedule(1.0, 0.05, decay_steps=10_000))

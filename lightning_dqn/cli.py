@@ -17,8 +17,8 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lightning_dqn.collector import ExperienceCollector
-from lightning_dqn.datamodule import ExperienceDataModule
-from lightning_dqn.module import DQNLightningModule
+from lightning_dqn.experience.datamodule import ExperienceDataModule
+from lightning_dqn.learner.module import DQNLightningModule
 from lightning_dqn.watch import ProgressBar, WandbLogger
 
 _INTERRUPTED = 130
@@ -40,7 +40,7 @@ class SaveConfig(SaveConfigCallback):
 
 
 class DQNCLI(LightningCLI):
-    """LightningCLI for :class:`~lightning_dqn.module.DQNLightningModule` on an environment.
+    """LightningCLI for :class:`~lightning_dqn.learner.module.DQNLightningModule` on an environment.
 
     Sections of a configuration: ``trainer``, ``model``, ``data``, ``collect`` (the
     :class:`~lightning_dqn.collector.ExperienceCollector`), ``checkpoint_best`` and ``checkpoint_latest``.

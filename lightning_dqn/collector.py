@@ -14,10 +14,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from numpy.typing import NDArray
 
-from lightning_dqn.checkpoint import SnapshotError, load_snapshot, prune_snapshots, save_snapshot
-from lightning_dqn.datamodule import ExperienceDataModule, RandomStream
-from lightning_dqn.exploration import EpsilonGreedy, Explorer, uniform_actions
-from lightning_dqn.stepping import VectorStep
+from lightning_dqn.experience.checkpoint import SnapshotError, load_snapshot, prune_snapshots, save_snapshot
+from lightning_dqn.experience.datamodule import ExperienceDataModule, RandomStream
+from lightning_dqn.experience.exploration import EpsilonGreedy, Explorer, uniform_actions
+from lightning_dqn.experience.stepping import VectorStep
 from lightning_dqn.transition import ReplayBatch
 
 

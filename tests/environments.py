@@ -15,8 +15,8 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from lightning_dqn import ReplayBuffer, Transition
-from lightning_dqn.envs import make_envs
-from lightning_dqn.stepping import SeededEnvs
+from lightning_dqn.experience.envs import make_envs
+from lightning_dqn.experience.stepping import SeededEnvs
 
 CHAIN_LENGTH = 7
 CHAIN_LIMITS = (None, 4, 5, 1)

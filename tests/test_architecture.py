@@ -14,25 +14,30 @@ PATH = {
         "ExperienceCollector._collect",
         "ExperienceCollector._explore",
     ],
-    "stepping": ["SeededEnvs.step", "SeededEnvs._start_episodes"],
-    "replay": [
+    "experience/stepping": ["SeededEnvs.step", "SeededEnvs._start_episodes"],
+    "experience/replay": [
         "NStepAccumulator.add",
         "ReplayBuffer.add",
         "ReplayDataset.__iter__",
         "ReplayBuffer.sample",
         "ReplayBuffer._gather",
     ],
-    "module": [
+    "learner/module": [
         "DQNLightningModule.on_train_batch_start",
         "DQNLightningModule.optimizer_step",
         "DQNLightningModule._gradients",
         "DQNLightningModule.training_step",
         "DQNLightningModule.update_target",
     ],
-    "networks": ["QNetwork.forward", "MLPTorso.forward"],
-    "heads": ["ExpectedHead.forward", "LinearStream.forward"],
-    "distributions": ["ExpectedReturn.at", "ExpectedReturn.backup", "ExpectedReturn.loss", "ExpectedReturn.td_error"],
-    "targets": ["DoubleQLearning.__call__"],
+    "learner/networks": ["QNetwork.forward", "MLPTorso.forward"],
+    "learner/heads": ["ExpectedHead.forward", "LinearStream.forward"],
+    "learner/distributions": [
+        "ExpectedReturn.at",
+        "ExpectedReturn.backup",
+        "ExpectedReturn.loss",
+        "ExpectedReturn.td_error",
+    ],
+    "learner/targets": ["DoubleQLearning.__call__"],
     "functional": ["take_action", "bellman_backup", "huber_error"],
 }
 

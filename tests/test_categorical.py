@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn, tensor
 
-from lightning_dqn.categorical import CategoricalHead, CategoricalReturn
-from lightning_dqn.heads import DuelingStream, LinearStream
-from lightning_dqn.targets import DoubleQLearning, QLearning
+from lightning_dqn.learner.categorical import CategoricalHead, CategoricalReturn
+from lightning_dqn.learner.heads import DuelingStream, LinearStream
+from lightning_dqn.learner.targets import DoubleQLearning, QLearning
 from lightning_dqn.transition import Transition
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lightning_dqn.checkpoint import SnapshotError, load_snapshot, prune_snapshots, save_snapshot
+from lightning_dqn.experience.checkpoint import SnapshotError, load_snapshot, prune_snapshots, save_snapshot
 
 ARRAYS = {
     "observation": np.arange(12, dtype=np.uint8).reshape(3, 4),

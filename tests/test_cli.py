@@ -10,8 +10,9 @@ import pytest
 import torch
 import yaml
 
-from lightning_dqn import ReplayBuffer, envs
+from lightning_dqn import ReplayBuffer
 from lightning_dqn.cli import DQNCLI, find_config, main, resolve_config_names, shipped_configs
+from lightning_dqn.experience.envs import make_env
 
 SMALL = [
     "--trainer.max_epochs=2",
@@ -139,7 +140,7 @@ def test_user_classes_come_by_dotted_path():
             "--data.wrappers+={class_path: gymnasium.wrappers.TimeLimit, init_args: {max_episode_steps: 7}}",
             "--model.optimizer=torch.optim.RMSprop",
             "--model.optimizer.lr=0.25",
-            "--model.torso=lightning_dqn.networks.MLPTorso",
+            "--model.torso=lightning_dqn.learner.networks.MLPTorso",
             "--model.torso.hidden_sizes=[5]",
         ],
         run=False,
@@ -147,7 +148,7 @@ def test_user_classes_come_by_dotted_path():
     assert cli.model.configure_optimizers().param_groups[0]["lr"] == 0.25
     assert cli.model.online.torso.num_features == 5
     data = cli.datamodule
-    made = envs.make_env(data.env_id, data.env_kwargs, data.wrappers)
+    made = make_env(data.env_id, data.env_kwargs, data.wrappers)
     made.reset()
     assert [made.step(step % 2)[3] for step in range(7)][-1]
 
@@ -194,7 +195,7 @@ def test_bad_input_names_the_field_before_anything_is_made(field, monkeypatch):
     def forbidden(*_args, **_kwargs):
         raise AssertionError("made before the input was checked")
 
-    monkeypatch.setattr("lightning_dqn.datamodule.make_envs", forbidden)
+    monkeypatch.setattr("lightning_dqn.experience.datamodule.make_envs", forbidden)
     if field != "data.buffer.capacity":
         monkeypatch.setattr(ReplayBuffer, "allocate", forbidden)
     with pytest.raises(SystemExit) as ended:

@@ -26,7 +26,7 @@ from lightning_dqn import (
     ReplayBuffer,
     Transition,
 )
-from lightning_dqn.checkpoint import load_snapshot
+from lightning_dqn.experience.checkpoint import load_snapshot
 from tests.environments import (
     Chain,
     MaskedChain,

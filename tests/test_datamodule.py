@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch import Callback, seed_everything
 
 from lightning_dqn import ExperienceDataModule, ReplayBuffer
-from lightning_dqn.datamodule import RandomStream
+from lightning_dqn.experience.datamodule import RandomStream
 from tests.environments import Chain, ChainVector, ContinuousActions, Counted, Faulty, Noise, Observing, OffsetActions
 
 ROOT = Path(__file__).parents[1]

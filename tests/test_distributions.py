@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import tensor
 
-from lightning_dqn.categorical import CategoricalReturn
-from lightning_dqn.distributions import ExpectedReturn, ReturnDistribution, same_kind
 from lightning_dqn.functional import huber_error, squared_error
-from lightning_dqn.quantile import ImplicitQuantileReturn, QuantileReturn
+from lightning_dqn.learner.categorical import CategoricalReturn
+from lightning_dqn.learner.distributions import ExpectedReturn, ReturnDistribution, same_kind
+from lightning_dqn.learner.quantile import ImplicitQuantileReturn, QuantileReturn
 
 
 def test_q_values_are_the_means():

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
-from lightning_dqn.envs import make_env, make_envs, resolve_env
-from lightning_dqn.stepping import SeededEnvs
+from lightning_dqn.experience.envs import make_env, make_envs, resolve_env
+from lightning_dqn.experience.stepping import SeededEnvs
 from tests.environments import (
     Chain,
     ChainVector,

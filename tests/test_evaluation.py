@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from lightning_dqn import EvaluationEpisodes
-from lightning_dqn.envs import make_envs
+from lightning_dqn.experience.envs import make_envs
 from tests.environments import (
     CHAIN_LENGTH,
     MASKED_ACTIONS,

@@ -12,7 +12,7 @@ from lightning_dqn import (
     Greedy,
     LinearSchedule,
 )
-from lightning_dqn.exploration import uniform_actions
+from lightning_dqn.experience.exploration import uniform_actions
 from tests.environments import Chain
 
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn, tensor
 
-from lightning_dqn.categorical import CategoricalHead, CategoricalReturn
-from lightning_dqn.distributions import ExpectedReturn
 from lightning_dqn.functional import huber_error, squared_error
-from lightning_dqn.heads import (
+from lightning_dqn.learner.categorical import CategoricalHead, CategoricalReturn
+from lightning_dqn.learner.distributions import ExpectedReturn
+from lightning_dqn.learner.heads import (
     DuelingStream,
     ExpectedHead,
     Head,
@@ -19,8 +19,8 @@ from lightning_dqn.heads import (
     check_at_least,
     fully_connected,
 )
-from lightning_dqn.noisy import NoisyLinear
-from lightning_dqn.quantile import ImplicitQuantileHead, ImplicitQuantileReturn, QuantileHead, QuantileReturn
+from lightning_dqn.learner.noisy import NoisyLinear
+from lightning_dqn.learner.quantile import ImplicitQuantileHead, ImplicitQuantileReturn, QuantileHead, QuantileReturn
 
 HEADS = {
     "expected": (ExpectedHead, ExpectedReturn),

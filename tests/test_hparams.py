@@ -12,15 +12,15 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 from torch.optim.lr_scheduler import ExponentialLR, LinearLR
 
-from lightning_dqn.distributions import ExpectedReturn
-from lightning_dqn.exploration import Boltzmann, EpsilonGreedy
+from lightning_dqn.experience.exploration import Boltzmann, EpsilonGreedy
 from lightning_dqn.functional import huber_error, squared_error
-from lightning_dqn.heads import DuelingStream, ExpectedHead, LinearStream
 from lightning_dqn.hparams import describe
-from lightning_dqn.module import DQNLightningModule
-from lightning_dqn.networks import MLPTorso, NatureTorso, Torso
+from lightning_dqn.learner.distributions import ExpectedReturn
+from lightning_dqn.learner.heads import DuelingStream, ExpectedHead, LinearStream
+from lightning_dqn.learner.module import DQNLightningModule
+from lightning_dqn.learner.networks import MLPTorso, NatureTorso, Torso
+from lightning_dqn.learner.targets import DoubleQLearning, QLearning, TargetRule
 from lightning_dqn.schedules import LinearSchedule
-from lightning_dqn.targets import DoubleQLearning, QLearning, TargetRule
 
 HERE = __name__
 
@@ -103,7 +103,7 @@ def test_tuples_become_lists_and_keys_become_strings():
 
 
 def test_a_class_becomes_its_path():
-    assert describe(NatureTorso) == {"class_path": "lightning_dqn.networks.NatureTorso"}
+    assert describe(NatureTorso) == {"class_path": "lightning_dqn.learner.networks.NatureTorso"}
 
 
 def test_a_function_becomes_its_path():
@@ -113,16 +113,16 @@ def test_a_function_becomes_its_path():
 
 def test_a_partial_becomes_its_path_and_arguments():
     assert describe(partial(MLPTorso, hidden_sizes=(5, 6))) == {
-        "class_path": "lightning_dqn.networks.MLPTorso",
+        "class_path": "lightning_dqn.learner.networks.MLPTorso",
         "init_args": {"hidden_sizes": [5, 6]},
     }
 
 
 def test_partials_within_partials():
     assert describe(partial(ExpectedHead, stream=partial(DuelingStream, hidden_sizes=(9,)), loss=squared_error)) == {
-        "class_path": "lightning_dqn.heads.ExpectedHead",
+        "class_path": "lightning_dqn.learner.heads.ExpectedHead",
         "init_args": {
-            "stream": {"class_path": "lightning_dqn.heads.DuelingStream", "init_args": {"hidden_sizes": [9]}},
+            "stream": {"class_path": "lightning_dqn.learner.heads.DuelingStream", "init_args": {"hidden_sizes": [9]}},
             "loss": "lightning_dqn.functional.squared_error",
         },
     }
@@ -130,11 +130,11 @@ def test_partials_within_partials():
 
 def test_a_strategy_object_becomes_its_class_and_arguments():
     assert describe(DoubleQLearning()) == {
-        "class_path": "lightning_dqn.targets.DoubleQLearning",
+        "class_path": "lightning_dqn.learner.targets.DoubleQLearning",
         "init_args": {},
     }
     assert describe(EpsilonGreedy(LinearSchedule(1.0, 0.1, 500))) == {
-        "class_path": "lightning_dqn.exploration.EpsilonGreedy",
+        "class_path": "lightning_dqn.experience.exploration.EpsilonGreedy",
         "init_args": {
             "epsilon": {
                 "class_path": "lightning_dqn.schedules.LinearSchedule",
@@ -146,7 +146,7 @@ def test_a_strategy_object_becomes_its_class_and_arguments():
         "class_path": f"{HERE}.ScaledRule",
         "init_args": {
             "scale": 0.5,
-            "inner": {"class_path": "lightning_dqn.targets.DoubleQLearning", "init_args": {}},
+            "inner": {"class_path": "lightning_dqn.learner.targets.DoubleQLearning", "init_args": {}},
         },
     }
 
@@ -209,9 +209,9 @@ def test_hyper_parameters_are_the_arguments_of_the_module():
         "_instantiator": "lightning.pytorch.cli.instantiate_module",
         "observation_shape": [4],
         "num_actions": 3,
-        "torso": {"class_path": "lightning_dqn.networks.MLPTorso", "init_args": {"hidden_sizes": [8]}},
-        "head": {"class_path": "lightning_dqn.heads.ExpectedHead"},
-        "target_rule": {"class_path": "lightning_dqn.targets.DoubleQLearning", "init_args": {}},
+        "torso": {"class_path": "lightning_dqn.learner.networks.MLPTorso", "init_args": {"hidden_sizes": [8]}},
+        "head": {"class_path": "lightning_dqn.learner.heads.ExpectedHead"},
+        "target_rule": {"class_path": "lightning_dqn.learner.targets.DoubleQLearning", "init_args": {}},
         "optimizer": {"class_path": "torch.optim.adam.Adam"},
         "lr_scheduler": None,
         "target_update_period": 1,

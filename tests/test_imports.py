@@ -34,14 +34,36 @@ MAY_IMPORT = {
     "noisy": set(),
     "networks": {"distributions", "heads"},
     "metrics": {"functional"},
-    "module": {"functional", "heads", "hparams", "metrics", "networks", "targets", "threads", "transition", "watchers"},
-    # the data
+    "module": {
+        "functional",
+        "heads",
+        "hparams",
+        "metrics",
+        "networks",
+        "targets",
+        "threads",
+        "transition",
+        "watchers",
+    },
+    # experience
     "replay": {"memory", "transition"},
     "sum_tree": set(),
     "prioritized": {"replay", "schedules", "sum_tree", "transition"},
-    "datamodule": {"envs", "evaluation", "hparams", "replay", "stepping"},
+    "datamodule": {
+        "envs",
+        "evaluation",
+        "hparams",
+        "replay",
+        "stepping",
+    },
     # where they meet
-    "collector": {"checkpoint", "datamodule", "exploration", "stepping", "transition"},
+    "collector": {
+        "checkpoint",
+        "datamodule",
+        "exploration",
+        "stepping",
+        "transition",
+    },
     "cli": {"collector", "datamodule", "module", "watch"},
 }
 AT_RUN_TIME = {"module": {"collector", "signals"}}
@@ -54,26 +76,31 @@ def imports_of_ours(path: Path) -> dict[str, set[str]]:
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lightning_dqn"):
             where = "top" if node in tree.body else "inside"
-            found[where].add((node.module or "").removeprefix("lightning_dqn").lstrip("."))
+            found[where].add((node.module or "").split(".")[-1])
         elif isinstance(node, ast.Import):
             assert not any(alias.name.startswith("lightning_dqn") for alias in node.names), "import from, by name"
     return found
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.glob("*.py")), ids=lambda path: path.stem)
-def test_a_room_imports_only_what_it_may(path):
-    if path.stem in ("__init__", "__main__"):
-        return
-    found = imports_of_ours(path)
-    assert found["top"] <= MAY_IMPORT[path.stem]
-    assert found["inside"] <= AT_RUN_TIME.get(path.stem, set())
+FILES = sorted(PACKAGE.glob("**/*.py"))
+ROOMS = {path.stem: path for path in FILES if path.stem not in ("__init__", "__main__")}
 
 
-def test_learner_and_data_never_import_each_other():
-    learner = {"distributions", "targets", "heads", "categorical", "quantile", "noisy", "networks", "metrics", "module"}
-    data = {"replay", "sum_tree", "prioritized", "datamodule", "envs", "masks", "evaluation", "memory", "stepping"}
-    assert not any(MAY_IMPORT[room] & data for room in learner)
-    assert not any(MAY_IMPORT[room] & learner for room in data)
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_only_what_it_may(room):
+    found = imports_of_ours(ROOMS[room])
+    assert found["top"] <= MAY_IMPORT[room]
+    assert found["inside"] <= AT_RUN_TIME.get(room, set())
+
+
+@pytest.mark.parametrize("side", ["learner", "experience"])
+def test_the_two_sides_never_import_each_other(side):
+    inside = {room for room, path in ROOMS.items() if path.parent.name == side}
+    shared = {room for room, path in ROOMS.items() if path.parent == PACKAGE} - {"collector", "signals", "watch", "cli"}
+    assert inside
+    assert all(MAY_IMPORT[room] <= inside | shared for room in inside)
+    assert not any(MAY_IMPORT[room] & inside for room in shared)
+    assert not any(imports_of_ours(PACKAGE / side / "__init__.py").values())
 
 
 def test_functional_imports_torch_alone():
@@ -83,7 +110,7 @@ def test_functional_imports_torch_alone():
     assert {module.split(".")[0] for module in modules if module} <= {"__future__", "torch"}
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.glob("*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_nothing_unpickles(path):
     source = path.read_text()
     for unsafe in ("import pickle", "cloudpickle", "allow_pickle=True", "weights_only=False"):
@@ -91,9 +118,8 @@ def test_nothing_unpickles(path):
 
 
 def test_every_room_has_a_test_of_its_name():
-    rooms = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__", "__main__"}
     tests = {path.stem.removeprefix("test_") for path in Path(__file__).parent.glob("test_*.py")}
-    assert rooms <= tests
+    assert set(ROOMS) <= tests
 
 
 def test_every_public_name_can_be_imported_from_the_package():

@@ -32,10 +32,10 @@ from lightning_dqn import (
     Torso,
     Transition,
 )
-from lightning_dqn.distributions import ExpectedReturn
-from lightning_dqn.envs import make_env
+from lightning_dqn.experience.envs import make_env
+from lightning_dqn.experience.masks import ActionMask
 from lightning_dqn.functional import soft_policy, squared_error
-from lightning_dqn.masks import ActionMask
+from lightning_dqn.learner.distributions import ExpectedReturn
 from tests.environments import (
     MASKED_ACTIONS,
     Chain,

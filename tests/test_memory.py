@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from lightning_dqn import ExperienceDataModule, ReplayBuffer
-from lightning_dqn.memory import available_memory, cgroup_headroom, check_fits
+from lightning_dqn.experience.memory import available_memory, cgroup_headroom, check_fits
 from tests.environments import Chain, Counted
 
 GIB = 2**30
@@ -105,8 +105,8 @@ def test_the_kernel_is_asked_for_available_memory():
 @pytest.fixture
 def limits(monkeypatch):
     def set_limits(available, headroom):
-        monkeypatch.setattr("lightning_dqn.memory.available_memory", lambda: available)
-        monkeypatch.setattr("lightning_dqn.memory.cgroup_headroom", lambda: headroom)
+        monkeypatch.setattr("lightning_dqn.experience.memory.available_memory", lambda: available)
+        monkeypatch.setattr("lightning_dqn.experience.memory.cgroup_headroom", lambda: headroom)
 
     return set_limits
 

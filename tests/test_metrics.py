@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import tensor
 
-from lightning_dqn.metrics import EpisodeMetrics
+from lightning_dqn.learner.metrics import EpisodeMetrics
 
 
 def test_means_of_one_batch():

@@ -37,9 +37,9 @@ from lightning_dqn import (
     Torso,
     Transition,
 )
-from lightning_dqn.distributions import ExpectedReturn
-from lightning_dqn.evaluation import PlayedEpisodes
+from lightning_dqn.experience.evaluation import PlayedEpisodes
 from lightning_dqn.functional import huber_error, squared_error
+from lightning_dqn.learner.distributions import ExpectedReturn
 
 FEATURES, ACTIONS, BATCH_SIZE = 4, 3, 8
 

@@ -29,7 +29,7 @@ from lightning_dqn import (
     MLPTorso,
     ReplayBuffer,
 )
-from lightning_dqn.evaluation import PlayedEpisodes
+from lightning_dqn.experience.evaluation import PlayedEpisodes
 from lightning_dqn.functional import project_categorical
 from tests.environments import Chain, RecordingBuffer, seeded
 
@@ -181,7 +181,7 @@ def test_the_speed_of_collection_is_that_of_training_without_the_time_of_validat
 def test_no_more_processes_evaluate_than_train(monkeypatch):
     made = []
     monkeypatch.setattr(
-        "lightning_dqn.datamodule.make_envs",
+        "lightning_dqn.experience.datamodule.make_envs",
         lambda env_id, count, *args: made.append(count) or seeded(Chain, count).envs,
     )
     for vectorization in ("async", "sync"):
@@ -196,7 +196,7 @@ def test_the_arguments_of_a_data_module_are_hyper_parameters():
     assert data.hparams["env_id"] == "CartPole-v1"
     assert data.hparams["num_envs"] == 3
     assert data.hparams["buffer"] == {
-        "class_path": "lightning_dqn.replay.ReplayBuffer",
+        "class_path": "lightning_dqn.experience.replay.ReplayBuffer",
         "init_args": {"capacity": 500},
     }
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn, tensor
 
-from lightning_dqn.categorical import CategoricalHead
-from lightning_dqn.heads import DuelingStream, ExpectedHead
-from lightning_dqn.networks import MLPTorso, NatureTorso, QNetwork, Torso
-from lightning_dqn.noisy import NoisyLinear
-from lightning_dqn.quantile import ImplicitQuantileHead, QuantileHead
+from lightning_dqn.learner.categorical import CategoricalHead
+from lightning_dqn.learner.heads import DuelingStream, ExpectedHead
+from lightning_dqn.learner.networks import MLPTorso, NatureTorso, QNetwork, Torso
+from lightning_dqn.learner.noisy import NoisyLinear
+from lightning_dqn.learner.quantile import ImplicitQuantileHead, QuantileHead
 
 
 def count(module):

@@ -10,7 +10,7 @@ from torch import nn, tensor
 from torch.nn import functional as F
 
 from lightning_dqn import DQNLightningModule, ExpectedHead, MLPTorso, ReplayBatch, Transition
-from lightning_dqn.noisy import NoisyLinear
+from lightning_dqn.learner.noisy import NoisyLinear
 
 IN, OUT = 4, 3
 

@@ -17,7 +17,7 @@ from lightning_dqn import (
     ReplayDataset,
     Transition,
 )
-from lightning_dqn.checkpoint import load_snapshot, save_snapshot
+from lightning_dqn.experience.checkpoint import load_snapshot, save_snapshot
 from tests.test_sum_tree import LAST, chi_square_p
 
 SEEDS = range(20)
@@ -319,8 +319,8 @@ def test_the_tree_counts_when_the_memory_is_short(monkeypatch, spare):
     buffer = PrioritizedReplayBuffer(100_000)
     needed = buffer.num_bytes((4,), np.dtype("float32"))
     assert needed >= ReplayBuffer(100_000).num_bytes((4,), np.dtype("float32")) + 800_000
-    monkeypatch.setattr("lightning_dqn.memory.available_memory", lambda: needed + spare)
-    monkeypatch.setattr("lightning_dqn.memory.cgroup_headroom", lambda: None)
+    monkeypatch.setattr("lightning_dqn.experience.memory.available_memory", lambda: needed + spare)
+    monkeypatch.setattr("lightning_dqn.experience.memory.cgroup_headroom", lambda: None)
     if spare == 0:
         buffer.allocate((4,), np.dtype("float32"))
         return

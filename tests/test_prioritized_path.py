@@ -420,7 +420,7 @@ def test_the_settings_of_the_buffer_are_saved_as_plain_values(make_trainer, make
     checkpoint = torch.load(tmp_path / "latest.ckpt", weights_only=True)
     beta = {"class_path": "lightning_dqn.schedules.LinearSchedule"}
     assert checkpoint["datamodule_hyper_parameters"]["buffer"] == {
-        "class_path": "lightning_dqn.prioritized.PrioritizedReplayBuffer",
+        "class_path": "lightning_dqn.experience.prioritized.PrioritizedReplayBuffer",
         "init_args": {
             "capacity": 60,
             "alpha": 0.7,
@@ -468,7 +468,7 @@ def test_bad_input_is_answered_in_one_line_that_names_the_field(monkeypatch, fie
     def forbidden(*args, **kwargs):
         raise AssertionError("made before the input was checked")
 
-    monkeypatch.setattr("lightning_dqn.datamodule.make_envs", forbidden)
+    monkeypatch.setattr("lightning_dqn.experience.datamodule.make_envs", forbidden)
     monkeypatch.setattr(PrioritizedReplayBuffer, "allocate", forbidden)
     with pytest.raises(SystemExit) as ended:
         main([*FIT, PRIORITIZED, argument])

@@ -9,9 +9,9 @@ from torch import nn, tensor
 
 from lightning_dqn import DQNLightningModule, MLPTorso, ReplayBatch, Transition
 from lightning_dqn.functional import cosine_features, quantile_huber_error
-from lightning_dqn.heads import DuelingStream, LinearStream
-from lightning_dqn.quantile import ImplicitQuantileHead, ImplicitQuantileReturn, QuantileHead, QuantileReturn
-from lightning_dqn.targets import DoubleQLearning, MunchausenQLearning, QLearning
+from lightning_dqn.learner.heads import DuelingStream, LinearStream
+from lightning_dqn.learner.quantile import ImplicitQuantileHead, ImplicitQuantileReturn, QuantileHead, QuantileReturn
+from lightning_dqn.learner.targets import DoubleQLearning, MunchausenQLearning, QLearning
 
 
 def set_linear(layer, weight, bias):

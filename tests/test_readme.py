@@ -53,7 +53,7 @@ def test_every_class_named_in_the_slots_is_public():
 
 
 def test_every_metric_named_is_logged():
-    logged = "".join(path.read_text() for path in (ROOT / "lightning_dqn").glob("*.py"))
+    logged = "".join(path.read_text() for path in (ROOT / "lightning_dqn").glob("**/*.py"))
     metrics = re.findall(r"`((?:train|collect)/\w+)`", README)
     assert metrics
     for metric in metrics:

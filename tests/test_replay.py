@@ -4,7 +4,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from lightning_dqn import ReplayBuffer, ReplayDataset, Transition
-from lightning_dqn.replay import NStepAccumulator
+from lightning_dqn.experience.replay import NStepAccumulator
 
 DTYPES = [
     "bool",
@@ -298,7 +298,7 @@ def test_masks_cost_two_bytes_an_action_and_nothing_unless_used(masks):
 
 def test_memory_is_asked_for_with_the_masks(monkeypatch):
     asked = []
-    monkeypatch.setattr("lightning_dqn.replay.check_fits", lambda num_bytes, name: asked.append(num_bytes))
+    monkeypatch.setattr("lightning_dqn.experience.replay.check_fits", lambda num_bytes, name: asked.append(num_bytes))
     make_buffer(50, (3,), masks=6)
     assert asked == [50 * (2 * 12 + 16 + 2 * 6)]
 

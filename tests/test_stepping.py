@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode
 
-from lightning_dqn.stepping import episode_seeds
+from lightning_dqn.experience.stepping import episode_seeds
 from tests.environments import (
     CHAIN_LENGTH,
     NO_LIMIT,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_dqn.sum_tree import SumTree
+from lightning_dqn.experience.sum_tree import SumTree
 
 CAPACITIES = [1, 5, 31, 32, 33, 1024, 1025, 5000]  # on both sides of a block of 32 and of a group of 1,024
 LAST = np.nextafter(1.0, 0.0)  # the largest fraction there is

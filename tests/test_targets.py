@@ -9,13 +9,19 @@ import torch
 from torch import nn, tensor
 
 from lightning_dqn import DQNLightningModule, ReplayBatch
-from lightning_dqn.categorical import CategoricalHead, CategoricalReturn
-from lightning_dqn.distributions import ExpectedReturn, ReturnDistribution
-from lightning_dqn.heads import DuelingStream, ExpectedHead, Head, LinearStream
-from lightning_dqn.networks import MLPTorso, QNetwork
-from lightning_dqn.noisy import NoisyLinear
-from lightning_dqn.quantile import ImplicitQuantileHead, ImplicitQuantileReturn, QuantileHead, QuantileReturn
-from lightning_dqn.targets import DoubleQLearning, MunchausenQLearning, QLearning, TargetRule, check_that_they_fit
+from lightning_dqn.learner.categorical import CategoricalHead, CategoricalReturn
+from lightning_dqn.learner.distributions import ExpectedReturn, ReturnDistribution
+from lightning_dqn.learner.heads import DuelingStream, ExpectedHead, Head, LinearStream
+from lightning_dqn.learner.networks import MLPTorso, QNetwork
+from lightning_dqn.learner.noisy import NoisyLinear
+from lightning_dqn.learner.quantile import ImplicitQuantileHead, ImplicitQuantileReturn, QuantileHead, QuantileReturn
+from lightning_dqn.learner.targets import (
+    DoubleQLearning,
+    MunchausenQLearning,
+    QLearning,
+    TargetRule,
+    check_that_they_fit,
+)
 from lightning_dqn.transition import Transition
 
 KINDS = ["expected", "categorical", "quantile", "implicit"]

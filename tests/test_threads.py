@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_dqn.threads import limit_threads, restore_threads
+from lightning_dqn.learner.threads import limit_threads, restore_threads
 
 
 @pytest.fixture(autouse=True)

@@ -8,8 +8,8 @@ from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import IterableDataset
 
 from lightning_dqn import DQNLightningModule, MLPTorso, ReplayBatch, Transition
+from lightning_dqn.learner.watchers import updates_are_watched
 from lightning_dqn.watch import ProgressBar
-from lightning_dqn.watchers import updates_are_watched
 
 K, BATCHES = 4, 5
 HOOKS = ["on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step"]

@@ -6,7 +6,7 @@ CLOCK = (
     Mutant(
         id="G1a",
         mistake="A batch is drawn one iteration before it is learned from",
-        file="replay",
+        file="experience/replay",
         old="""\
         while True:
             yield self.buffer.sample(self.gradient_steps, self.batch_size, self.rng, self.clock())
@@ -22,7 +22,7 @@ CLOCK = (
     Mutant(
         id="G1b",
         mistake="The dataset has no length, so the Trainer fetches ahead, and an epoch never ends",
-        file="replay",
+        file="experience/replay",
         old="    def __len__(self) -> int:\n        return self.iterations_per_epoch\n",
         new="",
         killers=("replay::test_the_length_of_a_dataset_is_the_iterations_of_an_epoch",),
@@ -30,7 +30,7 @@ CLOCK = (
     Mutant(
         id="G2",
         mistake="Worker processes are let draw from copies of the buffer that never fill",
-        file="replay",
+        file="experience/replay",
         old="if get_worker_info() is not None:",
         new="if get_worker_info() is False:",
         killers=("replay::test_a_worker_process_is_refused_with_a_message_that_reaches_the_user",),
@@ -74,7 +74,7 @@ CLOCK = (
     Mutant(
         id="G4",
         mistake="One random number decides whether all environments explore",
-        file="exploration",
+        file="experience/exploration",
         old="explores = rng.random(len(q_values)) < self.epsilon(env_steps, episodes)",
         new="explores = rng.random() < self.epsilon(env_steps, episodes)",
         killers=("exploration::test_each_environment_draws_whether_it_explores_for_itself",),
@@ -124,7 +124,7 @@ CLOCK = (
     Mutant(
         id="G7c",
         mistake="The first update draws from less than one batch",
-        file="datamodule",
+        file="experience/datamodule",
         old="self.learning_starts = max(learning_starts, batch_size)",
         new="self.learning_starts = max(learning_starts, 1)",
         killers=("datamodule::test_at_least_one_batch_is_collected_before_learning",),
@@ -132,7 +132,7 @@ CLOCK = (
     Mutant(
         id="G8a",
         mistake="The seeds of runs, ranks and purposes are added up, so that different sums give the same numbers",
-        file="datamodule",
+        file="experience/datamodule",
         old="np.random.SeedSequence([self.seed, rank, stream])",
         new="np.random.SeedSequence(self.seed + rank + stream)",
         killers=("datamodule::test_no_two_first_observations_are_equal_between_seeds_ranks_and_kinds_of_evaluation",),
@@ -140,7 +140,7 @@ CLOCK = (
     Mutant(
         id="G8b",
         mistake="Evaluation plays the episodes of training",
-        file="datamodule",
+        file="experience/datamodule",
         old="np.random.SeedSequence([self.eval_seed, 0, stream])",
         new="np.random.SeedSequence([self.eval_seed, 0, RandomStream.ENVIRONMENTS])",
         killers=("datamodule::test_no_two_first_observations_are_equal_between_seeds_ranks_and_kinds_of_evaluation",),
@@ -148,7 +148,7 @@ CLOCK = (
     Mutant(
         id="G8c",
         mistake="Evaluation episodes are numbered on from their seed, so validation and test play the same ones",
-        file="datamodule",
+        file="experience/datamodule",
         old="seeds = [int(seed) for seed in rng.integers(2**31, size=self.eval_episodes)]",
         new="seeds = [self.eval_seed + episode for episode in range(self.eval_episodes)]",
         killers=("datamodule::test_no_two_first_observations_are_equal_between_seeds_ranks_and_kinds_of_evaluation",),
@@ -156,7 +156,7 @@ CLOCK = (
     Mutant(
         id="G8d",
         mistake="The episodes of evaluation change without a word, and results compare with no earlier ones",
-        file="datamodule",
+        file="experience/datamodule",
         old="np.random.SeedSequence([self.eval_seed, 0, stream])",
         new="np.random.SeedSequence([self.eval_seed, 1, stream])",
         killers=("mutant_gaps::test_the_episodes_of_evaluation_are_what_they_were",),
@@ -164,7 +164,7 @@ CLOCK = (
     Mutant(
         id="G9a",
         mistake="Evaluation draws from the random numbers of training",
-        file="datamodule",
+        file="experience/datamodule",
         old="rng = np.random.default_rng(np.random.SeedSequence([self.eval_seed, 0, stream]))",
         new="rng = self.replay_rng if self.envs is not None else self.rng(stream)",
         killers=("collector::test_evaluation_does_not_change_training",),
@@ -172,7 +172,7 @@ CLOCK = (
     Mutant(
         id="G9b",
         mistake="Evaluation plays in the environments of training",
-        file="datamodule",
+        file="experience/datamodule",
         old="        if self._evaluation_envs is None:\n            # a registered",
         new="""\
         if self.envs is not None:
@@ -184,7 +184,7 @@ CLOCK = (
     Mutant(
         id="G9c",
         mistake="Evaluation takes a random action now and then",
-        file="module",
+        file="learner/module",
         old="return self.act(observation, action_mask).cpu().numpy()",
         new="""\
 actions = self.act(observation, action_mask).cpu().numpy()
@@ -194,7 +194,7 @@ actions = self.act(observation, action_mask).cpu().numpy()
     Mutant(
         id="G10a",
         mistake="Actions are sent as indices to environments whose actions do not start at 0",
-        file="stepping",
+        file="experience/stepping",
         old="self.envs.step(action + self._first_action)",
         new="self.envs.step(action)",
         killers=("stepping::test_actions_are_indices_whatever_the_start_of_the_space",),
@@ -210,7 +210,7 @@ actions = self.act(observation, action_mask).cpu().numpy()
     Mutant(
         id="G11a",
         mistake="Returns are those of clipped rewards",
-        file="stepping",
+        file="experience/stepping",
         old="self.episode_return += reward * valid",
         new="self.episode_return += np.sign(reward) * valid",
         killers=("stepping::test_returns_and_lengths_are_those_of_the_episodes[sync]",),
@@ -218,7 +218,7 @@ actions = self.act(observation, action_mask).cpu().numpy()
     Mutant(
         id="G11b",
         mistake="An episode that was cut off goes on counting in the next one's return",
-        file="stepping",
+        file="experience/stepping",
         old="        self.episode_return[done] = 0\n        self.episode_length[done] = 0\n",
         new="        self.episode_length[done] = 0\n",
         killers=("stepping::test_returns_and_lengths_are_those_of_the_episodes[sync]",),
@@ -226,7 +226,7 @@ actions = self.act(observation, action_mask).cpu().numpy()
     Mutant(
         id="G11c",
         mistake="What a step says of its episode's return is set back to 0 before it is read",
-        file="stepping",
+        file="experience/stepping",
         old="totals = self.episode_return.copy(), self.episode_length.copy()",
         new="totals = self.episode_return, self.episode_length",
         killers=("stepping::test_returns_and_lengths_are_those_of_the_episodes[sync]",),

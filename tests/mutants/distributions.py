@@ -52,7 +52,7 @@ DISTRIBUTIONS = (
     Mutant(
         id="F4a",
         mistake="Greedy is the action with the most probable atom instead of the largest mean",
-        file="categorical",
+        file="learner/categorical",
         old="return (self.log_probabilities.exp() * self.atoms).sum(dim=-1)",
         new="return self.log_probabilities.exp().amax(dim=-1)",
         killers=(
@@ -62,7 +62,7 @@ DISTRIBUTIONS = (
     Mutant(
         id="F4b",
         mistake="The logarithm of a softmax is minus infinity where a probability is rounded to 0",
-        file="categorical",
+        file="learner/categorical",
         old="torch.log_softmax(logits.float(), dim=-1)",
         new="torch.softmax(logits.float(), dim=-1).log()",
         killers=("categorical::test_extreme_logits_give_finite_losses_and_gradients",),
@@ -70,7 +70,7 @@ DISTRIBUTIONS = (
     Mutant(
         id="F4c",
         mistake="The target is compared atom by atom, as if the reward had not moved its atoms",
-        file="categorical",
+        file="learner/categorical",
         old="projected = project_categorical(target.log_probabilities.exp(), atoms, self.atoms)",
         new="projected = project_categorical(target.log_probabilities.exp(), self.atoms.expand_as(atoms), self.atoms)",
         killers=("categorical::test_the_loss_of_a_backup_equals_the_loop",),
@@ -126,7 +126,7 @@ DISTRIBUTIONS = (
     Mutant(
         id="F8a",
         mistake="An action is chosen by as many fractions as a prediction has",
-        file="quantile",
+        file="learner/quantile",
         old="return self.draw(self.num_policy_samples).q_values",
         new="return self.draw(self.num_samples).q_values",
         killers=("quantile::test_acting_asks_for_the_fractions_of_a_policy",),
@@ -134,7 +134,7 @@ DISTRIBUTIONS = (
     Mutant(
         id="F8b",
         mistake="A target is drawn at as many fractions as a prediction has",
-        file="quantile",
+        file="learner/quantile",
         old="return self.draw(self.num_target_samples).backup(reward, discount)",
         new="return self.draw(self.num_samples).backup(reward, discount)",
         killers=("quantile::test_a_backup_asks_for_the_fractions_of_a_target",),
@@ -142,7 +142,7 @@ DISTRIBUTIONS = (
     Mutant(
         id="F8c",
         mistake="The fractions that chose an action also value it",
-        file="quantile",
+        file="learner/quantile",
         old="""\
         def draw(number: int) -> QuantileReturn:
             taus = self._fractions(len(features), number, features.device)
@@ -159,7 +159,7 @@ DISTRIBUTIONS = (
     Mutant(
         id="F8d",
         mistake="All rows of a minibatch share their fractions",
-        file="quantile",
+        file="learner/quantile",
         old="return torch.rand(batch_size, number, device=device)",
         new="return torch.rand(1, number, device=device).expand(batch_size, number)",
         killers=("quantile::test_in_training_mode_every_draw_and_row_has_random_fractions_of_its_own",),
@@ -167,7 +167,7 @@ DISTRIBUTIONS = (
     Mutant(
         id="F9a",
         mistake="Munchausen's log-policy is not bounded from below",
-        file="targets",
+        file="learner/targets",
         old=".clamp(self.log_policy_min, 0.0)",
         new=".clamp(max=0.0)",
         killers=("targets::test_the_log_policy_is_not_added_below_its_least",),
@@ -183,7 +183,7 @@ DISTRIBUTIONS = (
     Mutant(
         id="F9c",
         mistake="The log-policy is the online network's",
-        file="targets",
+        file="learner/targets",
         old="present = legal_values(target(transition.observation).q_values, transition.action_mask)",
         new="present = legal_values(online(transition.observation).q_values, transition.action_mask)",
         killers=("targets::test_the_munchausen_target_by_hand",),
@@ -199,7 +199,7 @@ DISTRIBUTIONS = (
     Mutant(
         id="F9e",
         mistake="The next state is worth its mean value, without the entropy",
-        file="targets",
+        file="learner/targets",
         old="value = following.mixture(policy, entropy_bonus)",
         new="value = following.mixture(policy, torch.zeros_like(entropy_bonus))",
         killers=("targets::test_the_munchausen_target_by_hand",),
@@ -207,7 +207,7 @@ DISTRIBUTIONS = (
     Mutant(
         id="F9f",
         mistake="The log-policy is multiplied by the temperature twice",
-        file="targets",
+        file="learner/targets",
         old="transition.reward + self.alpha * chosen",
         new="transition.reward + self.alpha * self.temperature * chosen",
         killers=("targets::test_the_log_policy_is_that_of_values_over_the_temperature",),
@@ -215,7 +215,7 @@ DISTRIBUTIONS = (
     Mutant(
         id="F10a",
         mistake="Noise is drawn once and for all, the same for every forward and every network",
-        file="noisy",
+        file="learner/noisy",
         old="noise = torch.randn(out_features + in_features, device=self.weight.device, dtype=self.weight.dtype)",
         new="noise = torch.randn(out_features + in_features, generator=torch.Generator().manual_seed(0))",
         killers=("noisy::test_every_forward_has_noise_of_its_own",),
@@ -223,7 +223,7 @@ DISTRIBUTIONS = (
     Mutant(
         id="F10b",
         mistake="Every weight has independent noise, which is called factorised",
-        file="noisy",
+        file="learner/noisy",
         old="torch.outer(noise_out, noise_in)",
         new="torch.randn_like(self.weight)",
         killers=("noisy::test_the_noise_of_the_weights_is_the_product_of_one_of_outputs_and_one_of_inputs",),
@@ -231,7 +231,7 @@ DISTRIBUTIONS = (
     Mutant(
         id="F10c",
         mistake="Sigma starts at its constant itself, not over the root of the inputs",
-        file="noisy",
+        file="learner/noisy",
         old="torch.full((out_features, in_features), sigma * bound)",
         new="torch.full((out_features, in_features), sigma)",
         killers=("noisy::test_the_noise_starts_at_sigma_over_the_root_of_the_inputs",),
@@ -239,7 +239,7 @@ DISTRIBUTIONS = (
     Mutant(
         id="F10d",
         mistake="A network is noisy while it is evaluated",
-        file="noisy",
+        file="learner/noisy",
         old="        if not self.training:\n",
         new="        if False:\n",
         killers=("noisy::test_in_evaluation_mode_there_is_none",),
@@ -247,7 +247,7 @@ DISTRIBUTIONS = (
     Mutant(
         id="F10e",
         mistake="The noise keeps its size instead of the root of it",
-        file="noisy",
+        file="learner/noisy",
         old="noise = noise.sign() * noise.abs().sqrt()",
         new="noise = noise.sign() * noise.abs()",
         killers=("noisy::test_the_noise_is_the_signed_root_of_a_standard_normal",),
@@ -255,7 +255,7 @@ DISTRIBUTIONS = (
     Mutant(
         id="F10f",
         mistake="Sigma starts at a tenth instead of a half",
-        file="noisy",
+        file="learner/noisy",
         old="sigma: float = 0.5",
         new="sigma: float = 0.1",
         killers=("noisy::test_sigma_is_a_half_by_default",),
@@ -263,7 +263,7 @@ DISTRIBUTIONS = (
     Mutant(
         id="F11",
         mistake="The explorer that leaves exploring to noisy layers still takes a random action now and then",
-        file="exploration",
+        file="experience/exploration",
         old="return np.asarray(q_values.argmax(axis=1), np.int64)",
         new="return EpsilonGreedy(LinearSchedule(0.1, 0.1))(q_values, env_steps, episodes, rng)",
         killers=("exploration::test_without_epsilon_every_action_is_the_best",),

@@ -6,7 +6,7 @@ EPISODE_ENDS = (
     Mutant(
         id="A1a",
         mistake="An episode that was cut off is stored as one that terminated, so nothing is bootstrapped",
-        file="replay",
+        file="experience/replay",
         old="discount = np.where(terminated, 0.0, self._powers[1])",
         new="discount = np.where(terminated | truncated, 0.0, self._powers[1])",
         killers=("replay::test_windows_are_those_of_one_environment_at_a_time",),
@@ -14,7 +14,7 @@ EPISODE_ENDS = (
     Mutant(
         id="A1b",
         mistake="The same for windows of several steps",
-        file="replay",
+        file="experience/replay",
         old="discount = np.where(terminated[env], 0.0,",
         new="discount = np.where(terminated[env] | truncated[env], 0.0,",
         killers=("replay::test_rewards_1_2_4_8_and_a_time_limit_with_windows_of_three",),
@@ -22,7 +22,7 @@ EPISODE_ENDS = (
     Mutant(
         id="A2",
         mistake="Termination and truncation are told apart while stepping, but not in what is handed on to the replay",
-        file="stepping",
+        file="experience/stepping",
         old="return self.reward, self.terminated, self.truncated, self.next_observation, self.valid",
         new="return self.reward, self.done, self.truncated, self.next_observation, self.valid",
         killers=("data_path::test_every_step_starts_one_row_and_every_row_is_exact[sync-1-never full]",),
@@ -30,7 +30,7 @@ EPISODE_ENDS = (
     Mutant(
         id="A3",
         mistake="A terminal state reached in the last allowed step counts as a truncation and is bootstrapped from",
-        file="stepping",
+        file="experience/stepping",
         old="truncated = (truncated | (self.episode_length >= self.max_episode_steps)) & ~terminated",
         new="""\
 truncated = truncated | (self.episode_length >= self.max_episode_steps)
@@ -40,7 +40,7 @@ truncated = truncated | (self.episode_length >= self.max_episode_steps)
     Mutant(
         id="A4",
         mistake="A step in which an environment only resets itself is stored as a step that was taken",
-        file="stepping",
+        file="experience/stepping",
         old="valid = ~self._resets_next",
         new="valid = np.ones(self.num_envs, np.bool_)",
         killers=("stepping::test_native_cartpole_is_found_to_reset_by_itself_and_its_reset_steps_are_no_steps",),
@@ -48,7 +48,7 @@ truncated = truncated | (self.episode_length >= self.max_episode_steps)
     Mutant(
         id="A5a",
         mistake="Environments reset within the step that ends an episode, and its last observation is never looked for",
-        file="envs",
+        file="experience/envs",
         old="return SyncVectorEnv([make] * num_envs, autoreset_mode=AutoresetMode.DISABLED)",
         new="return SyncVectorEnv([make] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP)",
         killers=("stepping::test_an_episode_that_ends_is_followed_by_a_new_one_and_leaves_its_neighbours_alone",),
@@ -56,7 +56,7 @@ truncated = truncated | (self.episode_length >= self.max_episode_steps)
     Mutant(
         id="A5b",
         mistake="A native environment that does so is taken as it is",
-        file="stepping",
+        file="experience/stepping",
         old="if mode == AutoresetMode.SAME_STEP:",
         new="if mode == 'same_step':",
         killers=("envs::test_a_native_environment_that_resets_within_the_step_is_refused",),
@@ -64,7 +64,7 @@ truncated = truncated | (self.episode_length >= self.max_episode_steps)
     Mutant(
         id="A6",
         mistake="The last observation of an episode is not copied, and the reset writes the first of the next over it",
-        file="stepping",
+        file="experience/stepping",
         old="return observation.copy() if self._is_native else observation",
         new="return observation",
         killers=(
@@ -74,7 +74,7 @@ truncated = truncated | (self.episode_length >= self.max_episode_steps)
     Mutant(
         id="A7",
         mistake="An environment whose episode has ended is stepped on until the others have ended as well",
-        file="stepping",
+        file="experience/stepping",
         old="if done.any() else following",
         new="if done.all() else following",
         killers=("stepping::test_an_episode_that_ends_is_followed_by_a_new_one_and_leaves_its_neighbours_alone",),
@@ -82,7 +82,7 @@ truncated = truncated | (self.episode_length >= self.max_episode_steps)
     Mutant(
         id="A8",
         mistake="Where one episode ends, the returns and lengths of all environments are set back to 0",
-        file="stepping",
+        file="experience/stepping",
         old="        self.episode_return[done] = 0\n        self.episode_length[done] = 0\n",
         new="        self.episode_return[:] = 0\n        self.episode_length[:] = 0\n",
         killers=("stepping::test_returns_and_lengths_are_those_of_the_episodes[sync]",),
@@ -90,7 +90,7 @@ truncated = truncated | (self.episode_length >= self.max_episode_steps)
     Mutant(
         id="A9",
         mistake="A native environment is believed to reset one member alone, though it resets all of them",
-        file="stepping",
+        file="experience/stepping",
         old="self.resets_alone = not self._is_native or _resets_alone(envs, mask_key)",
         new="self.resets_alone = True",
         killers=("stepping::test_native_cartpole_is_found_to_reset_by_itself_and_its_reset_steps_are_no_steps",),
@@ -98,7 +98,7 @@ truncated = truncated | (self.episode_length >= self.max_episode_steps)
     Mutant(
         id="A10",
         mistake="How an environment resets is read from metadata that another environment may have written over",
-        file="stepping",
+        file="experience/stepping",
         old='mode = getattr(envs.unwrapped, "autoreset_mode", envs.metadata.get("autoreset_mode"))',
         new='mode = envs.metadata.get("autoreset_mode", getattr(envs.unwrapped, "autoreset_mode", None))',
         killers=("envs::test_the_mode_of_an_environment_is_asked_of_itself_before_its_metadata",),
@@ -106,7 +106,7 @@ truncated = truncated | (self.episode_length >= self.max_episode_steps)
     Mutant(
         id="A14",
         mistake="Wrappers that a native environment cannot have are left out without a word",
-        file="envs",
+        file="experience/envs",
         old='    if wrappers:\n        raise ValueError("data.wrappers:',
         new='    if wrappers is None:\n        raise ValueError("data.wrappers:',
         killers=("envs::test_native_environments_cannot_be_wrapped",),
@@ -114,7 +114,7 @@ truncated = truncated | (self.episode_length >= self.max_episode_steps)
     Mutant(
         id="A15a",
         mistake="Observations are kept by reference, and the vector environment writes over them",
-        file="envs",
+        file="experience/envs",
         old="return SyncVectorEnv([make] * num_envs, autoreset_mode=AutoresetMode.DISABLED)",
         new="return SyncVectorEnv([make] * num_envs, copy=False, autoreset_mode=AutoresetMode.DISABLED)",
         killers=("stepping::test_what_a_step_returned_stays_as_it_was[sync]",),
@@ -122,7 +122,7 @@ truncated = truncated | (self.episode_length >= self.max_episode_steps)
     Mutant(
         id="A15b",
         mistake="A mask of legal actions is kept by reference, and the environment writes over it",
-        file="stepping",
+        file="experience/stepping",
         old="masks = np.array(info[self._mask_key], np.bool_)",
         new="masks = np.asarray(info[self._mask_key]).view(np.bool_)",
         killers=("stepping::test_masks_are_those_of_what_is_acted_on_and_of_where_it_led",),

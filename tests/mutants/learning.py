@@ -6,7 +6,7 @@ LEARNING = (
     Mutant(
         id="E1a",
         mistake="Double Q-learning lets the target network choose the action as well",
-        file="targets",
+        file="learner/targets",
         old="choices = online(transition.next_observation).q_values",
         new="choices = target(transition.next_observation).q_values",
         killers=("targets::test_double_q_learning_on_a_batch",),
@@ -14,7 +14,7 @@ LEARNING = (
     Mutant(
         id="E1b",
         mistake="Double Q-learning lets the online network value the action as well",
-        file="targets",
+        file="learner/targets",
         old="return target(transition.next_observation).at(greedy)",
         new="return online(transition.next_observation).at(greedy)",
         killers=("targets::test_double_q_learning_on_a_batch",),
@@ -54,7 +54,7 @@ LEARNING = (
     Mutant(
         id="E4a",
         mistake="The best next action is that of the whole batch",
-        file="targets",
+        file="learner/targets",
         old="greedy = legal_values(following.q_values, transition.next_action_mask).argmax(dim=1)",
         new="""\
 values = legal_values(following.q_values, transition.next_action_mask)
@@ -112,7 +112,7 @@ values = legal_values(following.q_values, transition.next_action_mask)
     Mutant(
         id="E6d",
         mistake="Losses are added up over the minibatch, so the step grows with its size",
-        file="module",
+        file="learner/module",
         old="loss = (batch.weight[k] * losses).mean()",
         new="loss = (batch.weight[k] * losses).sum()",
         killers=("module::test_the_gradient_is_the_weighted_mean_of_the_samples_gradients",),
@@ -120,7 +120,7 @@ values = legal_values(following.q_values, transition.next_action_mask)
     Mutant(
         id="E7a",
         mistake="Gradients are clipped one by one where their norm is meant",
-        file="module",
+        file="learner/module",
         old="self.configure_gradient_clipping(optimizer, clip, self.trainer.gradient_clip_algorithm)",
         new='self.configure_gradient_clipping(optimizer, clip, "value")',
         killers=("module::test_weights_are_exactly_those_of_a_loop_written_by_hand",),
@@ -128,7 +128,7 @@ values = legal_values(following.q_values, transition.next_action_mask)
     Mutant(
         id="E7b",
         mistake="Of several updates only the last is clipped",
-        file="module",
+        file="learner/module",
         old="        if clip is not None:\n",
         new="        if False:\n",
         killers=("module::test_weights_are_exactly_those_of_a_loop_written_by_hand",),
@@ -136,7 +136,7 @@ values = legal_values(following.q_values, transition.next_action_mask)
     Mutant(
         id="E8a",
         mistake="The optimizer holds the target network's parameters, too",
-        file="module",
+        file="learner/module",
         old="optimizer = self.optimizer_factory(self.online.parameters())",
         new="optimizer = self.optimizer_factory(self.parameters())",
         killers=("module::test_the_optimizer_holds_the_online_parameters_and_no_others",),
@@ -144,7 +144,7 @@ values = legal_values(following.q_values, transition.next_action_mask)
     Mutant(
         id="E8b",
         mistake="Targets are computed with gradients",
-        file="module",
+        file="learner/module",
         old="        with torch.no_grad():\n            target = self.target_rule(",
         new="        with torch.enable_grad():\n            target = self.target_rule(",
         killers=("module::test_the_target_rule_runs_without_gradients",),
@@ -152,7 +152,7 @@ values = legal_values(following.q_values, transition.next_action_mask)
     Mutant(
         id="E8c",
         mistake="Gradients of one update are added to those of the one before",
-        file="module",
+        file="learner/module",
         old="            parameter.grad = None\n",
         new="            pass\n",
         killers=("module::test_weights_are_exactly_those_of_a_loop_written_by_hand",),
@@ -160,7 +160,7 @@ values = legal_values(following.q_values, transition.next_action_mask)
     Mutant(
         id="E9",
         mistake="Online and target network share their torso",
-        file="module",
+        file="learner/module",
         old="self.target = copy.deepcopy(self.online).requires_grad_(False)",
         new="self.target = copy.deepcopy(self.online).requires_grad_(False); self.target.torso = self.online.torso",
         killers=("module::test_online_and_target_share_no_memory",),
@@ -168,7 +168,7 @@ values = legal_values(following.q_values, transition.next_action_mask)
     Mutant(
         id="E10",
         mistake="The target network acts",
-        file="module",
+        file="learner/module",
         old="q_values: Tensor = self.online(observation).q_values",
         new="q_values: Tensor = self.target(observation).q_values",
         killers=("module::test_acting_never_asks_the_target_network",),
@@ -176,7 +176,7 @@ values = legal_values(following.q_values, transition.next_action_mask)
     Mutant(
         id="E11a",
         mistake="The target network moves after the first update of each period instead of after its last",
-        file="module",
+        file="learner/module",
         old="if self.gradient_steps % self.target_update_period == 0:",
         new="if (self.gradient_steps - 1) % self.target_update_period == 0:",
         killers=("module::test_the_target_moves_exactly_every_so_many_gradient_steps[1-2-0.25]",),
@@ -184,7 +184,7 @@ values = legal_values(following.q_values, transition.next_action_mask)
     Mutant(
         id="E11b",
         mistake="The period of the target network is counted in batches instead of updates",
-        file="module",
+        file="learner/module",
         old="if self.gradient_steps % self.target_update_period == 0:",
         new="if k == len(batch.weight) - 1 and (self.trainer.global_step % self.target_update_period == 0):",
         killers=("module::test_the_target_moves_exactly_every_so_many_gradient_steps[3-2-0.25]",),
@@ -192,7 +192,7 @@ values = legal_values(following.q_values, transition.next_action_mask)
     Mutant(
         id="E11c",
         mistake="The target network moves the other way round: most of the way instead of a little",
-        file="module",
+        file="learner/module",
         old="torch._foreach_lerp_(weights.target, weights.online, self.target_update_rate)",
         new="torch._foreach_lerp_(weights.target, weights.online, 1 - self.target_update_rate)",
         killers=("module::test_a_small_rate_averages",),
@@ -200,7 +200,7 @@ values = legal_values(following.q_values, transition.next_action_mask)
     Mutant(
         id="E11d",
         mistake="A resumed run counts its updates from 0, so the target network moves at other ones",
-        file="module",
+        file="learner/module",
         old='self.gradient_steps = checkpoint["gradient_steps"]',
         new="self.gradient_steps = 0",
         killers=("module::test_a_resumed_run_is_the_uninterrupted_one",),
@@ -208,7 +208,7 @@ values = legal_values(following.q_values, transition.next_action_mask)
     Mutant(
         id="E12",
         mistake="A copy to the target network leaves buffers behind, such as the statistics of a batch norm",
-        file="module",
+        file="learner/module",
         old="            stale.copy_(fresh)\n",
         new="            pass\n",
         killers=("module::test_the_target_update_copies_buffers",),
@@ -216,7 +216,7 @@ values = legal_values(following.q_values, transition.next_action_mask)
     Mutant(
         id="E13",
         mistake="The target network is in evaluation mode, so its noise is off",
-        file="module",
+        file="learner/module",
         old="self.target = copy.deepcopy(self.online).requires_grad_(False)",
         new="self.target = copy.deepcopy(self.online).requires_grad_(False).eval()",
         killers=("noisy::test_acting_online_and_target_network_have_different_noise_in_one_training_step",),
@@ -224,7 +224,7 @@ values = legal_values(following.q_values, transition.next_action_mask)
     Mutant(
         id="E14a",
         mistake="Another optimizer is made than the one that was asked for",
-        file="module",
+        file="learner/module",
         old="optimizer = self.optimizer_factory(self.online.parameters())",
         new="optimizer = torch.optim.Adam(self.online.parameters())",
         killers=("module::test_the_learning_rate_changes_once_per_batch",),
@@ -232,7 +232,7 @@ values = legal_values(following.q_values, transition.next_action_mask)
     Mutant(
         id="E14b",
         mistake="A dueling stream is asked for and a linear one is made",
-        file="heads",
+        file="learner/heads",
         old="self.stream = stream(num_features, num_actions, 1, layer)",
         new="self.stream = LinearStream(num_features, num_actions, 1, layer)",
         killers=("heads::test_an_expected_head_hands_out_what_its_stream_says",),
@@ -240,7 +240,7 @@ values = legal_values(following.q_values, transition.next_action_mask)
     Mutant(
         id="E14c",
         mistake="A default changes without a word: the target network moves ten times as far",
-        file="module",
+        file="learner/module",
         old="target_update_rate: float = 0.005",
         new="target_update_rate: float = 0.05",
         killers=("mutant_gaps::test_defaults_are_what_they_were",),

@@ -9,7 +9,7 @@ class Mutant(NamedTuple):
     Attributes:
         id: Class letter and number of the mistake; mistakes that can be made in several ways have a letter more.
         mistake: What goes wrong, in one line.
-        file: The module of the package that is changed, without ``.py``.
+        file: The path in the package of the module that is changed, without ``.py``.
         old: Text that stands exactly once in that file.
         new: What stands there instead.
         killers: Tests of which at least one must fail, the quickest first: ``replay::test_name[parameters]`` is in

@@ -10,7 +10,7 @@ N_STEP = (
     Mutant(
         id="B1",
         mistake="The windows still open at the end of an episode are thrown away",
-        file="replay",
+        file="experience/replay",
         old=CLOSES,
         new="closes = opened & (self._age == self.n_step); self._age[opened & ~closes & (terminated | truncated)] = 0",
         killers=(TERMINAL,),
@@ -18,7 +18,7 @@ N_STEP = (
     Mutant(
         id="B2",
         mistake="A window runs over a truncation into the next episode",
-        file="replay",
+        file="experience/replay",
         old=CLOSES,
         new="closes = opened & ((self._age == self.n_step) | terminated)",
         killers=("replay::test_windows_are_those_of_one_environment_at_a_time",),
@@ -26,7 +26,7 @@ N_STEP = (
     Mutant(
         id="B3",
         mistake="Whether a window ends in a terminal state is asked of its first step instead of its last",
-        file="replay",
+        file="experience/replay",
         old="discount = np.where(terminated[env], 0.0,",
         new="discount = np.where(terminated[env] & (self._age[slot, env] == 1), 0.0,",
         killers=(TERMINAL,),
@@ -34,7 +34,7 @@ N_STEP = (
     Mutant(
         id="B4a",
         mistake="What follows a window of several steps is discounted as after a single one",
-        file="replay",
+        file="experience/replay",
         old="self._powers[self._age[slot, env]])",
         new="self._powers[1])",
         killers=(TIME_LIMIT,),
@@ -42,7 +42,7 @@ N_STEP = (
     Mutant(
         id="B4b",
         mistake="What follows a window that an end has cut short is discounted as after a full one",
-        file="replay",
+        file="experience/replay",
         old="self._powers[self._age[slot, env]])",
         new="self._powers[self.n_step])",
         killers=(TIME_LIMIT,),
@@ -50,7 +50,7 @@ N_STEP = (
     Mutant(
         id="B5a",
         mistake="Windows are summed with a gamma of their own, whatever gamma was asked for",
-        file="datamodule",
+        file="experience/datamodule",
         old="self.accumulator = NStepAccumulator(num_envs, n_step, gamma)",
         new="self.accumulator = NStepAccumulator(num_envs, n_step, 0.99)",
         killers=("data_path::test_any_gamma_is_the_one_that_is_stored[0.5]",),
@@ -66,7 +66,7 @@ N_STEP = (
     Mutant(
         id="B6a",
         mistake="An end in one environment closes the windows of all, as if they stood in one queue",
-        file="replay",
+        file="experience/replay",
         old=CLOSES,
         new="closes = opened & ((self._age == self.n_step) | (terminated | truncated).any())",
         killers=("replay::test_windows_are_those_of_one_environment_at_a_time",),
@@ -74,7 +74,7 @@ N_STEP = (
     Mutant(
         id="B6b",
         mistake="The windows of all environments start with the observations of the first",
-        file="replay",
+        file="experience/replay",
         old="started = self._observation[slot, env], self._action[slot, env]",
         new="started = self._observation[slot, 0], self._action[slot, env]",
         killers=("replay::test_windows_are_those_of_one_environment_at_a_time",),
@@ -82,7 +82,7 @@ N_STEP = (
     Mutant(
         id="B7",
         mistake="A window begins with the rewards of the one whose slot it takes",
-        file="replay",
+        file="experience/replay",
         old="        self._reward[slot, env] = 0.0\n",
         new="",
         killers=(TERMINAL,),
@@ -90,7 +90,7 @@ N_STEP = (
     Mutant(
         id="B8",
         mistake="All open windows hold one and the same array of observations, which moves on with every step",
-        file="replay",
+        file="experience/replay",
         old="self._observation[slot, env] = observation[valid]",
         new="self._observation = np.broadcast_to(observation, self._observation.shape)",
         killers=(TERMINAL,),
@@ -98,7 +98,7 @@ N_STEP = (
     Mutant(
         id="B9a",
         mistake="The slot after the newest transition can be drawn, though its window is still open",
-        file="prioritized",
+        file="experience/prioritized",
         old="self.tree.fill(head, len(transition.action), self.max_priority**self.alpha)",
         new="self.tree.fill(head, min(len(transition.action) + 1, self.capacity), self.max_priority**self.alpha)",
         killers=("prioritized::test_a_new_transition_has_the_largest_priority_there_ever_was",),
@@ -106,7 +106,7 @@ N_STEP = (
     Mutant(
         id="B9b",
         mistake="A window is stored, and can be drawn, with its first step",
-        file="replay",
+        file="experience/replay",
         old=CLOSES,
         new="closes = opened.copy()",
         killers=(TERMINAL,),
@@ -114,7 +114,7 @@ N_STEP = (
     Mutant(
         id="B10",
         mistake="The later rewards of a window are not multiplied by the discounts of the steps before",
-        file="replay",
+        file="experience/replay",
         old="np.where(opened, self._powers[self._age] * reward, 0.0)",
         new="np.where(opened, reward, 0.0)",
         killers=(TERMINAL,),

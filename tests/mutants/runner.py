@@ -96,7 +96,7 @@ class MutantFinder(importlib.abc.MetaPathFinder):
     """Hands out one module with a mistake in it; all others are found as ever."""
 
     def __init__(self, project: Project, mutant: Mutant) -> None:
-        self.name = f"{project.package}.{mutant.file}"
+        self.name = f"{project.package}.{mutant.file.replace('/', '.')}"
         self.path = str(project.root / project.package / f"{mutant.file}.py")
         self.source = mutant.apply(Path(self.path).read_text())
         self.loaded = False

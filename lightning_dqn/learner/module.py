@@ -23,14 +23,14 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from lightning_dqn.functional import legal_values
-from lightning_dqn.heads import ExpectedHead
 from lightning_dqn.hparams import save_plain_hyperparameters
-from lightning_dqn.metrics import EpisodeMetrics
-from lightning_dqn.networks import HeadFactory, MLPTorso, QNetwork, TorsoFactory
-from lightning_dqn.targets import DoubleQLearning, TargetRule, check_that_they_fit
-from lightning_dqn.threads import limit_threads, restore_threads
+from lightning_dqn.learner.heads import ExpectedHead
+from lightning_dqn.learner.metrics import EpisodeMetrics
+from lightning_dqn.learner.networks import HeadFactory, MLPTorso, QNetwork, TorsoFactory
+from lightning_dqn.learner.targets import DoubleQLearning, TargetRule, check_that_they_fit
+from lightning_dqn.learner.threads import limit_threads, restore_threads
+from lightning_dqn.learner.watchers import updates_are_watched
 from lightning_dqn.transition import ReplayBatch
-from lightning_dqn.watchers import updates_are_watched
 
 
 @dataclass
@@ -312,7 +312,7 @@ class DQNLightningModule(LightningModule):
             self.log(name, torch.stack(values).mean(), batch_size=size)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Plays a batch of :class:`~lightning_dqn.evaluation.EvaluationEpisodes` greedily."""
+        """Plays a batch of :class:`~lightning_dqn.experience.evaluation.EvaluationEpisodes` greedily."""
         self._play(batch, self.validation_metrics)
 
     def on_validation_epoch_end(self) -> None:
@@ -320,7 +320,7 @@ class DQNLightningModule(LightningModule):
         self._log_episodes("val", self.validation_metrics)
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
-        """Plays a batch of :class:`~lightning_dqn.evaluation.EvaluationEpisodes` greedily."""
+        """Plays a batch of :class:`~lightning_dqn.experience.evaluation.EvaluationEpisodes` greedily."""
         self._play(batch, self.test_metrics)
 
     def on_test_epoch_end(self) -> None:

@@ -14,11 +14,19 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import VectorEnv
 from lightning.pytorch import LightningDataModule
 
-from lightning_dqn.envs import EnvSource, Vectorization, Wrapper, close_envs, make_env, make_envs, resolve_env
-from lightning_dqn.evaluation import EvaluationEpisodes, EvaluationSchedule
+from lightning_dqn.experience.envs import (
+    EnvSource,
+    Vectorization,
+    Wrapper,
+    close_envs,
+    make_env,
+    make_envs,
+    resolve_env,
+)
+from lightning_dqn.experience.evaluation import EvaluationEpisodes, EvaluationSchedule
+from lightning_dqn.experience.replay import NStepAccumulator, ReplayBuffer, ReplayDataset
+from lightning_dqn.experience.stepping import SeededEnvs, episode_seeds
 from lightning_dqn.hparams import save_plain_hyperparameters
-from lightning_dqn.replay import NStepAccumulator, ReplayBuffer, ReplayDataset
-from lightning_dqn.stepping import SeededEnvs, episode_seeds
 
 
 class RandomStream(IntEnum):
@@ -36,7 +44,7 @@ class ExperienceDataModule(LightningDataModule):
 
     Training batches are :class:`~lightning_dqn.transition.ReplayBatch` drawn from a replay buffer that an
     :class:`~lightning_dqn.collector.ExperienceCollector` fills. Validation, test and prediction batches are
-    :class:`~lightning_dqn.evaluation.EvaluationEpisodes`. Time is counted in environment steps, summed over
+    :class:`~lightning_dqn.experience.evaluation.EvaluationEpisodes`. Time is counted in environment steps, summed over
     environments: ``learning_starts`` of them are taken at random before the first update, then an epoch is
     ``steps_per_epoch`` of them, so a run takes ``learning_starts + max_epochs * steps_per_epoch``.
 
@@ -50,7 +58,8 @@ class ExperienceDataModule(LightningDataModule):
             ``native`` uses the environment's own vector implementation.
         action_mask: Where the environment says which actions are legal: a key of its Dict observations or of ``info``.
             Only these are then chosen and bootstrapped from. If not given, all actions always are.
-        buffer: Where transitions are kept; a :class:`~lightning_dqn.replay.ReplayBuffer` of 100,000 if not given.
+        buffer: Where transitions are kept; if not given, a :class:`~lightning_dqn.experience.replay.ReplayBuffer` of
+            100,000.
         n_step: Longest n-step window.
         gamma: Discount of one environment step, in [0, 1].
         batch_size: Transitions per gradient step.

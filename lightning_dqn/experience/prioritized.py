@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_dqn.replay import ReplayBuffer
+from lightning_dqn.experience.replay import ReplayBuffer
+from lightning_dqn.experience.sum_tree import SumTree
 from lightning_dqn.schedules import EpisodeDecay, LinearSchedule, Schedule
-from lightning_dqn.sum_tree import SumTree
 from lightning_dqn.transition import ReplayBatch, Transition
 
 

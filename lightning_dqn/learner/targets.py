@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lightning_dqn.distributions import ReturnDistribution
 from lightning_dqn.functional import legal_values, soft_policy, take_action
+from lightning_dqn.learner.distributions import ReturnDistribution
 from lightning_dqn.transition import Transition
 
 QFunction = Callable[[Tensor], ReturnDistribution]
@@ -67,7 +67,7 @@ class MunchausenQLearning(TargetRule):
 
     The target is ``r + alpha * [tau log pi(a|s)]_l0^0 + discount * sum_a' pi(a'|s') (q(s', a') - tau log pi(a'|s'))``,
     with ``pi`` the softmax of the *target* network's values over ``tau``. With an
-    :class:`~lightning_dqn.quantile.ImplicitQuantileHead` this is M-IQN.
+    :class:`~lightning_dqn.learner.quantile.ImplicitQuantileHead` this is M-IQN.
 
     "Munchausen Reinforcement Learning" (Vieillard, Pietquin and Geist 2020), equation 2 and appendix B.1. The paper's
     returns are of one step; with n-step returns the log-policy is that of the first action alone.

@@ -18,7 +18,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.vector.async_vector_env import AsyncState
 
-from lightning_dqn.masks import ActionMask
+from lightning_dqn.experience.masks import ActionMask
 
 EnvSource = str | EnvSpec | Callable[..., Any]
 """A registered id (``"CartPole-v1"``, ``"module:MyEnv-v0"``), a dotted path (``"my_package.MyEnv"``), or a callable."""
@@ -73,7 +73,7 @@ def make_env(
         env_id: See :data:`EnvSource`.
         kwargs: Arguments of the environment.
         wrappers: Put around it in order, the last outermost.
-        mask_key: Where it says which actions are legal: see :class:`~lightning_dqn.masks.ActionMask`.
+        mask_key: Where it says which actions are legal: see :class:`~lightning_dqn.experience.masks.ActionMask`.
 
     Raises:
         ValueError: If its spaces are not such that a Q-function can act on them; names the field.

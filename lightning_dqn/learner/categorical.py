@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lightning_dqn.distributions import ReturnDistribution, same_kind
 from lightning_dqn.functional import bellman_backup, cross_entropy, project_categorical, take_action
-from lightning_dqn.heads import Head, LayerFactory, LinearStream, StreamFactory, check_at_least
+from lightning_dqn.learner.distributions import ReturnDistribution, same_kind
+from lightning_dqn.learner.heads import Head, LayerFactory, LinearStream, StreamFactory, check_at_least
 
 
 @dataclass(frozen=True)

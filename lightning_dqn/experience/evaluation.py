@@ -12,7 +12,7 @@ import numpy as np
 from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
-from lightning_dqn.stepping import SeededEnvs
+from lightning_dqn.experience.stepping import SeededEnvs
 
 Policy = Callable[[NDArray[Any], NDArray[np.bool_] | None], NDArray[np.int64]]
 """Maps observations and the mask of legal actions to actions."""

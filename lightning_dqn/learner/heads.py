@@ -13,8 +13,8 @@ from math import inf
 
 from torch import Tensor, nn
 
-from lightning_dqn.distributions import ElementwiseLoss, ExpectedReturn, ReturnDistribution
 from lightning_dqn.functional import dueling_aggregate, huber_error
+from lightning_dqn.learner.distributions import ElementwiseLoss, ExpectedReturn, ReturnDistribution
 
 LayerFactory = Callable[[int, int], nn.Module]
 """Builds a layer from its input and output size, as :class:`torch.nn.Linear` does."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from lightning_dqn.memory import check_fits
+from lightning_dqn.experience.memory import check_fits
 from lightning_dqn.transition import ReplayBatch, Transition
 
 _TORCH_DTYPES = {  # those that torch has too

@@ -13,7 +13,7 @@ from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 
-from lightning_dqn.envs import close_envs
+from lightning_dqn.experience.envs import close_envs
 
 
 def episode_seeds(rng: np.random.Generator) -> Iterator[int]:

@@ -9,8 +9,8 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from lightning_dqn.distributions import ReturnDistribution
-from lightning_dqn.heads import Head, fully_connected
+from lightning_dqn.learner.distributions import ReturnDistribution
+from lightning_dqn.learner.heads import Head, fully_connected
 
 
 class Torso(nn.Module, ABC):
@@ -50,8 +50,9 @@ class MLPTorso(Torso):
 class NatureTorso(Torso):
     """The three convolutions of "Human-level control through deep reinforcement learning" (Mnih et al. 2015, Methods).
 
-    The paper's fully connected layer of 512 comes after them; with a :class:`~lightning_dqn.heads.DuelingStream` set
-    ``hidden_size`` to 0 and give each stream a layer of its own, as Wang et al. (2016) do.
+    The paper's fully connected layer of 512 comes after them; with a
+    :class:`~lightning_dqn.learner.heads.DuelingStream` set ``hidden_size`` to 0 and give each stream a layer of its own,
+    as Wang et al. (2016) do.
 
     Args:
         observation_shape: ``(channels, height, width)``, channels first, for example ``(4, 84, 84)``.

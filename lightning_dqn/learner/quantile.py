@@ -12,7 +12,6 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from lightning_dqn.distributions import ReturnDistribution, same_kind
 from lightning_dqn.functional import (
     bellman_backup,
     cosine_features,
@@ -20,7 +19,8 @@ from lightning_dqn.functional import (
     quantile_midpoints,
     take_action,
 )
-from lightning_dqn.heads import Head, LayerFactory, LinearStream, StreamFactory, check_at_least
+from lightning_dqn.learner.distributions import ReturnDistribution, same_kind
+from lightning_dqn.learner.heads import Head, LayerFactory, LinearStream, StreamFactory, check_at_least
 
 
 @dataclass(frozen=True)

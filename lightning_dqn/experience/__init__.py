@@ -1,0 +1,1 @@
+"""Where transitions come from: environments, exploration, replay. Knows nothing of networks."""
