@@ -100,7 +100,7 @@ def run_loop(options: argparse.Namespace) -> tuple[float, int, int]:
                 q_values = online(torch.from_numpy(observation)).q_values.numpy()
             action = EXPLORER(q_values, env_steps, 0, explore_rng)
         step = envs.step(action)
-        data.buffer.add(data.accumulator.add(observation, action, *step.outcome))
+        data.buffer.add(data.accumulator.add(observation, action, *step.outcome, step.next_observation, step.valid))
         observation = step.observation
         env_steps += int(step.valid.sum())
         while data.learning_starts + iterations * data.train_frequency <= min(env_steps, total - 1):

@@ -426,6 +426,10 @@ def test_the_settings_of_the_buffer_are_saved_as_plain_values(make_trainer, make
             "alpha": 0.7,
             "beta": beta | {"init_args": {"start": 0.4, "end": 1.0, "decay_steps": 100}},
             "epsilon": 0.01,
+            "observations": {
+                "class_path": "lightning_dqn.experience.observations.WholeObservations",
+                "init_args": {},
+            },
         },
     }
 

@@ -245,8 +245,8 @@ def test_the_ring_holds_the_latest_transitions_in_order(capacity, masks):
         oldest_first = np.roll(np.arange(len(kept)), -upcoming if len(kept) == capacity else 0)
         assert arrays["action"][oldest_first].tolist() == kept
         expected = rows(kept, masks=masks)
-        assert set(arrays) == {"count", *Transition._fields[: 7 if masks else 5]}
-        for name in arrays.keys() - {"count"}:
+        assert set(arrays) == {"count", "first", *Transition._fields[: 7 if masks else 5]}
+        for name in arrays.keys() - {"count", "first"}:
             assert (arrays[name][oldest_first] == getattr(expected, name).astype(arrays[name].dtype)).all()
 
 
@@ -298,7 +298,7 @@ def test_masks_cost_two_bytes_an_action_and_nothing_unless_used(masks):
 
 def test_memory_is_asked_for_with_the_masks(monkeypatch):
     asked = []
-    monkeypatch.setattr("lightning_dqn.experience.replay.check_fits", lambda num_bytes, name: asked.append(num_bytes))
+    monkeypatch.setattr("lightning_dqn.experience.rows.check_fits", lambda num_bytes, name: asked.append(num_bytes))
     make_buffer(50, (3,), masks=6)
     assert asked == [50 * (2 * 12 + 16 + 2 * 6)]
 

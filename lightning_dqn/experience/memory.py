@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
+
+import torch
 
 _CGROUP = Path("/sys/fs/cgroup")
 
@@ -59,6 +62,47 @@ def check_fits(num_bytes: int, field: str) -> None:
         raise MemoryError(
             f"{field}: the replay buffer does not fit; choose a smaller capacity (needed: {_gib(num_bytes)}, "
             f"available memory: {_gib(free)}, left by the cgroup limit: {_gib(headroom)})"
+        )
+
+
+def check_disk_fits(num_bytes: int, directory: Path, field: str) -> None:
+    """Refuses what would not fit on a disk.
+
+    Args:
+        num_bytes: How much is going to be written.
+        directory: Where; it may not be there yet.
+        field: Named in the error.
+
+    Raises:
+        MemoryError: With what is needed and what is free.
+    """
+    there = next(folder for folder in (directory.absolute(), *directory.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(there).free
+    if num_bytes > free:
+        raise MemoryError(
+            f"{field}: the replay buffer does not fit into data.storage_dir; choose a smaller capacity or another disk "
+            f"(needed: {_gib(num_bytes)}, free in {there}: {_gib(free)})"
+        )
+
+
+def check_device_fits(num_bytes: int, device: torch.device, field: str) -> None:
+    """Refuses what would not fit on an accelerator; only CUDA says what is free.
+
+    Args:
+        num_bytes: How much is going to be allocated.
+        device: Where.
+        field: Named in the error.
+
+    Raises:
+        MemoryError: With what is needed and what is free.
+    """
+    if device.type != "cuda":
+        return
+    free, _ = torch.cuda.mem_get_info(device)
+    if num_bytes > free:
+        raise MemoryError(
+            f"{field}: the replay buffer does not fit on {device}; choose a smaller capacity or leave "
+            f"data.storage_device out (needed: {_gib(num_bytes)}, free: {_gib(free)})"
         )
 
 

@@ -13,7 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lightning_dqn.experience.observations import ObservationStorage
 from lightning_dqn.experience.replay import ReplayBuffer
+from lightning_dqn.experience.rows import Place
 from lightning_dqn.experience.sum_tree import SumTree
 from lightning_dqn.schedules import EpisodeDecay, LinearSchedule, Schedule
 from lightning_dqn.transition import ReplayBatch, Transition
@@ -33,6 +35,7 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         alpha: How much priorities count, in [0, 1]; 0 is uniform sampling.
         beta: How much of the bias is corrected, in [0, 1], over environment steps.
         epsilon: Added to every TD error, at least 0. With 0 a transition without error is not drawn again.
+        observations: How observations are kept; whole if not given.
 
     Raises:
         ValueError: If an argument is out of range; names the field.
@@ -44,8 +47,9 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         alpha: float = 0.6,
         beta: Schedule = LinearSchedule(0.4, 1.0, 100_000),
         epsilon: float = 1e-6,
+        observations: ObservationStorage | None = None,
     ) -> None:
-        super().__init__(capacity)
+        super().__init__(capacity, observations)
         if not 0 <= alpha <= 1:
             raise ValueError(f"data.buffer.alpha must be in [0, 1], got {alpha}")
         if not isinstance(beta, Schedule) or isinstance(beta, EpisodeDecay):
@@ -63,12 +67,18 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         self.tree = SumTree(1)
 
     def num_bytes(self, observation_shape: Sequence[int], observation_dtype: np.dtype[Any], mask_size: int = 0) -> int:
-        """Memory the storage and the tree will take when full, in bytes; see :class:`ReplayBuffer`."""
+        """What the storage and the tree will take when full, in bytes; see :class:`ReplayBuffer`."""
         return super().num_bytes(observation_shape, observation_dtype, mask_size) + SumTree.num_bytes(self.capacity)
 
-    def allocate(self, observation_shape: Sequence[int], observation_dtype: np.dtype[Any], mask_size: int = 0) -> None:
+    def allocate(
+        self,
+        observation_shape: Sequence[int],
+        observation_dtype: np.dtype[Any],
+        mask_size: int = 0,
+        place: Place = Place(),
+    ) -> None:
         """Makes an empty storage and tree; see :meth:`ReplayBuffer.allocate`."""
-        super().allocate(observation_shape, observation_dtype, mask_size)
+        super().allocate(observation_shape, observation_dtype, mask_size, place)
         self.tree = SumTree(self.capacity)
         self.max_priority = 1.0
 
@@ -77,6 +87,13 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         head = self._count % self.capacity
         super().add(transition)
         self.tree.fill(head, len(transition.action), self.max_priority**self.alpha)
+
+    def _forget(self, first: int) -> None:
+        # what new transitions have overwritten has their priority
+        start = max(self._first, self._count - self.capacity)
+        if first > start:
+            self.tree.fill(start % self.capacity, first - start, 0.0)
+        super()._forget(first)
 
     def sample(self, num_updates: int, batch_size: int, rng: np.random.Generator, env_steps: int = 0) -> ReplayBatch:
         """Draws the minibatches of ``K`` updates in one go, each stratified.
@@ -104,7 +121,9 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         priority = drawn.reshape(fraction.shape)
         # (N P_i)^-beta over the largest of the minibatch, which is that of the smallest priority
         weight = (priority.min(axis=1, keepdims=True) / priority) ** self.beta(env_steps, 0)
-        return self._gather(slot, torch.from_numpy(weight.astype(np.float32)))
+        # by name, a transition is the last one stored in its slot
+        name = (slot.reshape(weight.shape) - self._count) % self.capacity + (self._count - self.capacity)
+        return self._gather(name, torch.from_numpy(weight.astype(np.float32)))
 
     def schedules(self, env_steps: int) -> dict[str, float]:
         """The present beta."""
@@ -132,7 +151,7 @@ class PrioritizedReplayBuffer(ReplayBuffer):
             raise ValueError(
                 f"data.buffer: TD errors must be finite and not negative, {len(wrong)} are not, such as {wrong[0]}"
             )
-        present = name >= self._count - self.capacity
+        present = name >= self._first
         if not present.all():
             name, priority = name[present], priority[present]
             if not len(name):
@@ -144,7 +163,7 @@ class PrioritizedReplayBuffer(ReplayBuffer):
     def state_arrays(self) -> dict[str, NDArray[Any]]:
         """What is stored, with its priorities as they stand in the tree; see :meth:`ReplayBuffer.state_arrays`."""
         return super().state_arrays() | {
-            "priority": self.tree.priorities[: len(self)],
+            "priority": self.tree.priorities[: min(self._count, self.capacity)],
             "max_priority": np.array(self.max_priority),
             "alpha": np.array(self.alpha),
         }

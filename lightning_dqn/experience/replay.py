@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from lightning_dqn.experience.memory import check_fits
+from lightning_dqn.experience.observations import ObservationStorage, WholeObservations, check_same_kind
+from lightning_dqn.experience.rows import HostRows, Place
 from lightning_dqn.transition import ReplayBatch, Transition
 
 _TORCH_DTYPES = {  # those that torch has too
@@ -24,6 +25,7 @@ _TORCH_DTYPES = {  # those that torch has too
         *("float16", "float32", "float64"),
     )
 }
+_NO_STORAGE = "the replay buffer has no storage yet: call allocate() first"
 _STEP = np.dtype([("action", np.int64), ("reward", np.float32), ("discount", np.float32)])
 
 
@@ -128,79 +130,105 @@ class ReplayBuffer:
 
     Args:
         capacity: How many transitions it keeps; the oldest make room for new ones.
+        observations: How observations are kept; whole if not given.
 
     Raises:
         ValueError: If the capacity is below 1.
     """
 
-    def __init__(self, capacity: int = 100_000) -> None:
+    def __init__(self, capacity: int = 100_000, observations: ObservationStorage | None = None) -> None:
         if capacity < 1:
             raise ValueError(f"data.buffer.capacity must be at least 1, got {capacity}")
         self.capacity = capacity
+        self.observations = WholeObservations() if observations is None else observations
         self._count = 0  # transitions ever stored: number c lies at c % capacity, and c is its name
-        # observations, steps, observations that follow, and masks if there are any: a draw finds a step in one place
-        self._columns: tuple[NDArray[Any], ...] = ()
+        self._first = 0  # the oldest that can be drawn
+        # steps, and masks if there are any: a draw finds what belongs to a step in one place
+        self._columns: tuple[HostRows, ...] = ()
 
     def __len__(self) -> int:
-        return min(self._count, self.capacity)
+        return self._count - self._first
 
     def num_bytes(self, observation_shape: Sequence[int], observation_dtype: np.dtype[Any], mask_size: int = 0) -> int:
-        """Memory the storage will take when full, in bytes.
+        """What the storage will take when full, wherever it lies, in bytes.
 
         Args:
             observation_shape: ``O``.
             observation_dtype: What one number of an observation is stored as.
             mask_size: Actions whose legality is stored before and after each transition.
         """
-        observation = int(np.prod(observation_shape)) * np.dtype(observation_dtype).itemsize
-        return self.capacity * (2 * observation + 8 + 4 + 4 + 2 * mask_size)
+        kept = self.observations.num_bytes(self.capacity, observation_shape, observation_dtype)
+        return sum(kept) + self.capacity * (_STEP.itemsize + 2 * mask_size)
 
-    def allocate(self, observation_shape: Sequence[int], observation_dtype: np.dtype[Any], mask_size: int = 0) -> None:
+    def allocate(
+        self,
+        observation_shape: Sequence[int],
+        observation_dtype: np.dtype[Any],
+        mask_size: int = 0,
+        place: Place = Place(),
+    ) -> None:
         """Makes an empty storage for observations of this kind; what was stored before is gone.
 
         Args:
             observation_shape: ``O``.
             observation_dtype: What one number of an observation is stored as.
             mask_size: Actions whose legality is stored before and after each transition; 0: masks are not used.
+            place: Where observations are kept; the rest is always in memory.
 
         Raises:
             MemoryError: If it would not fit, before anything is allocated.
-            ValueError: If torch has no such dtype.
+            ValueError: If torch has no such dtype, or the observations are not for this kind of storage.
         """
         if np.dtype(observation_dtype) not in _TORCH_DTYPES:
             raise ValueError(f"data.env_id: observations of dtype {observation_dtype} have no torch counterpart")
-        check_fits(self.num_bytes(observation_shape, observation_dtype, mask_size), "data.buffer.capacity")
-        shape = (self.capacity, *observation_shape)
-        self._columns = (
-            np.empty(shape, observation_dtype),
-            np.empty(self.capacity, _STEP),
-            np.empty(shape, observation_dtype),
-            *(np.empty((self.capacity, mask_size), np.bool_) for _ in range(2 if mask_size else 0)),
-        )
-        self._count = 0
+        placed, _ = self.observations.num_bytes(self.capacity, observation_shape, observation_dtype)
+        in_memory = self.num_bytes(observation_shape, observation_dtype, mask_size) - placed
+        place.check_fits(placed, in_memory, "data.buffer.capacity")
+        self.observations.allocate(self.capacity, observation_shape, observation_dtype, place)
+        masks = (np.empty((self.capacity, mask_size), np.bool_) for _ in range(2 if mask_size else 0))
+        self._columns = tuple(HostRows(column) for column in (np.empty(self.capacity, _STEP), *masks))
+        self._count = self._first = 0
+
+    def remember(self, observation: NDArray[Any], where: NDArray[np.bool_] | None = None) -> NDArray[Any]:
+        """Takes note of what all environments show now, before transitions are made of it.
+
+        Args:
+            observation: ``[N, *O]``.
+            where: Environments whose observation is not the one noted last, ``[N]``; ``None``: all.
+
+        Returns:
+            A reference to each observation, ``[N, ...]``, which stands for it in the transitions to :meth:`add`: the
+            observations themselves where they are kept whole.
+        """
+        reference = self.observations.remember(observation, where)
+        self._forget(self.observations.oldest_whole(self._first, self._count))
+        return reference
 
     def add(self, transition: Transition[NDArray[Any]]) -> None:
         """Stores transitions, overwriting the oldest where there is no room.
 
         Args:
-            transition: Fields ``[M, ...]``, copied; ``M`` may be 0 and at most the capacity.
+            transition: Fields ``[M, ...]``, copied, with references in place of observations; ``M`` may be 0 and at
+                most the capacity.
 
         Raises:
+            RuntimeError: Before :meth:`allocate`.
             ValueError: If there are more of them than fit at all.
         """
+        if not self._columns:
+            raise RuntimeError(_NO_STORAGE)
         count = len(transition.action)
         if count > self.capacity:
             raise ValueError(f"data.buffer.capacity: {count} transitions at once do not fit into {self.capacity}")
-        head = self._count % self.capacity
-        until_end = min(count, self.capacity - head)
-        for stored, field in zip(self._arrays, transition, strict=True):
-            if stored is None:
-                continue
-            assert field is not None, "this buffer stores action masks"
-            stored[head : head + until_end] = field[:until_end]
-            if until_end < count:
-                stored[: count - until_end] = field[until_end:]
+        step = np.empty(count, _STEP)
+        step["action"], step["reward"], step["discount"] = transition[1:4]
+        masks = transition[5:] if len(self._columns) > 1 else ()
+        for column, rows in zip(self._columns, (step, *masks), strict=True):
+            assert rows is not None, "this buffer stores action masks"
+            column.put(self._count, rows)
+        self.observations.put(self._count, transition.observation, transition.next_observation)
         self._count += count
+        self._forget(self.observations.oldest_whole(max(self._first, self._count - self.capacity), self._count))
 
     def sample(self, num_updates: int, batch_size: int, rng: np.random.Generator, env_steps: int = 0) -> ReplayBatch:
         """Draws the minibatches of ``K`` updates in one gather.
@@ -218,8 +246,8 @@ class ReplayBuffer:
             RuntimeError: If nothing has been stored yet.
         """
         self._check_filled()
-        slot = rng.integers(len(self), size=num_updates * batch_size)
-        return self._gather(slot, torch.ones(num_updates, batch_size))
+        name = self._first + rng.integers(len(self), size=(num_updates, batch_size))
+        return self._gather(name, torch.ones(num_updates, batch_size))
 
     def schedules(self, env_steps: int) -> dict[str, float]:
         """The values its draws depend on at this moment, by the name they are logged under (``collect/<name>``)."""
@@ -234,9 +262,11 @@ class ReplayBuffer:
         """
 
     def state_arrays(self) -> dict[str, NDArray[Any]]:
-        """What is stored, from position 0 of the ring on, and how many ever were; views, not copies."""
-        stored = {name: field[: len(self)] for name, field in self._fields().items()}
-        return stored | {"count": np.array(self._count, np.int64)}
+        """What is stored, from position 0 of the ring on, and how many ever were; views where that can be."""
+        size = min(self._count, self.capacity)
+        stored = {name: field[:size] for name, field in self._fields().items()}
+        numbers = {"count": np.array(self._count, np.int64), "first": np.array(self._first, np.int64)}
+        return self.observations.state_arrays(size) | stored | numbers
 
     def load_state_arrays(self, arrays: dict[str, NDArray[Any]]) -> None:
         """Takes over what :meth:`state_arrays` gave, into an allocated buffer of the same kind.
@@ -244,61 +274,60 @@ class ReplayBuffer:
         Raises:
             ValueError: If it does not fit this buffer; names the field.
         """
-        missing = {*self._fields(), "count"} - set(arrays)
+        missing = {*self._fields(), "count", "first"} - set(arrays)
         if missing:
             raise ValueError(f"data.buffer: the saved replay has no {', '.join(sorted(missing))}")
-        size, count = len(arrays["action"]), int(arrays["count"])
-        for name, stored in self._fields().items():
-            saved = arrays[name]
-            if saved.shape[1:] != stored.shape[1:] or saved.dtype != stored.dtype or size > self.capacity:
-                raise ValueError(
-                    f"data.buffer: the saved {name} is {saved.shape} {saved.dtype}, this buffer holds "
-                    f"{stored.shape} {stored.dtype}; resume with the capacity and environment it was saved with"
-                )
-        if min(count, self.capacity) != size:
-            raise ValueError(f"data.buffer.capacity: {self.capacity} differs from that of the full buffer saved")
-        for name, stored in self._fields().items():
-            stored[:size] = arrays[name]
-        self._count = count
+        for name in ("count", "first"):
+            check_same_kind(name, arrays, (), np.dtype(np.int64))
+        count, first = int(arrays["count"]), int(arrays["first"])
+        size = min(count, self.capacity)
+        if len(arrays.get("action", ())) != size:
+            raise ValueError(f"data.buffer.capacity: {self.capacity} differs from that of the buffer saved")
+        for name, field in self._fields().items():
+            check_same_kind(name, arrays, (size, *field.shape[1:]), field.dtype)
+        self.observations.load_state_arrays(arrays, size)
+        for name, field in self._fields().items():
+            field[:size] = arrays[name]
+        self._count, self._first = count, first
 
     @property
     def storage(self) -> Transition[Tensor]:
-        """The whole ring, fields ``[capacity, ...]``; only the first ``len(buffer)`` rows hold transitions.
+        """All slots of the ring, fields ``[capacity, ...]``: observations copied, the rest as it lies there.
 
         Raises:
             RuntimeError: Before :meth:`allocate`.
         """
-        return self._arrays.map(torch.from_numpy)
-
-    @property
-    def _arrays(self) -> Transition[NDArray[Any]]:
-        if not self._columns:
-            raise RuntimeError("the replay buffer has no storage yet: call allocate() first")
-        return _transition(*self._columns)
+        fields = {name: torch.from_numpy(field) for name, field in self._fields().items()}
+        observation, next_observation = self.observations.take(np.arange(self.capacity))
+        return Transition(observation=observation, next_observation=next_observation, **fields)
 
     def _fields(self) -> dict[str, NDArray[Any]]:
-        return {name: field for name, field in self._arrays._asdict().items() if field is not None}
+        if not self._columns:
+            raise RuntimeError(_NO_STORAGE)
+        step, *masks = (column.array for column in self._columns)
+        return {name: step[name] for name in _STEP.names or ()} | dict(
+            zip(("action_mask", "next_action_mask"), masks, strict=False)
+        )
+
+    def _forget(self, first: int) -> None:
+        """Leaves out of all draws what is older than ``first``."""
+        self._first = first
 
     def _check_filled(self) -> None:
-        if self._count == 0:
+        if self._count == self._first:
             raise RuntimeError(
                 "the replay buffer is empty: an ExperienceCollector has to fill it, "
                 "and the ExperienceDataModule has to be given to the Trainer as `datamodule=`"
             )
 
-    def _gather(self, slot: NDArray[np.int64], weight: Tensor) -> ReplayBatch:
-        slot = slot.reshape(weight.shape)
-        # numpy takes rows in half the time torch does
-        rows = _transition(*(column.take(slot, axis=0) for column in self._columns))
-        # by name, a transition is the last one stored in its slot
-        index = (slot - self._count) % self.capacity + (self._count - self.capacity)
-        return ReplayBatch(rows.map(torch.from_numpy), torch.from_numpy(index), weight)
-
-
-def _transition(
-    observation: NDArray[Any], step: NDArray[Any], next_observation: NDArray[Any], *masks: NDArray[Any]
-) -> Transition[NDArray[Any]]:
-    return Transition(observation, step["action"], step["reward"], step["discount"], next_observation, *masks)
+    def _gather(self, name: NDArray[np.int64], weight: Tensor) -> ReplayBatch:
+        slot = name % self.capacity
+        step, *masks = (column.array.take(slot, axis=0) for column in self._columns)
+        observation, next_observation = self.observations.take(slot)
+        action, reward, discount = (torch.from_numpy(step[field]) for field in _STEP.names or ())
+        legal = (torch.from_numpy(mask) for mask in masks)
+        transition = Transition(observation, action, reward, discount, next_observation, *legal)
+        return ReplayBatch(transition, torch.from_numpy(name), weight)
 
 
 class ReplayDataset(IterableDataset[ReplayBatch]):
