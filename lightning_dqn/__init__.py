@@ -16,6 +16,10 @@ from lightning_dqn.experience.sum_tree import SumTree as SumTree
 from lightning_dqn.experience.wrappers import UnitObservation as UnitObservation
 from lightning_dqn.learner.categorical import CategoricalHead as CategoricalHead
 from lightning_dqn.learner.categorical import CategoricalReturn as CategoricalReturn
+from lightning_dqn.learner.convolutions import ConvolutionalTorso as ConvolutionalTorso
+from lightning_dqn.learner.convolutions import ImpalaTorso as ImpalaTorso
+from lightning_dqn.learner.convolutions import MinAtarTorso as MinAtarTorso
+from lightning_dqn.learner.convolutions import NatureTorso as NatureTorso
 from lightning_dqn.learner.distributions import ExpectedReturn as ExpectedReturn
 from lightning_dqn.learner.distributions import ReturnDistribution as ReturnDistribution
 from lightning_dqn.learner.heads import DuelingStream as DuelingStream
@@ -25,7 +29,6 @@ from lightning_dqn.learner.heads import LinearStream as LinearStream
 from lightning_dqn.learner.heads import Stream as Stream
 from lightning_dqn.learner.module import DQNLightningModule as DQNLightningModule
 from lightning_dqn.learner.networks import MLPTorso as MLPTorso
-from lightning_dqn.learner.networks import NatureTorso as NatureTorso
 from lightning_dqn.learner.networks import QNetwork as QNetwork
 from lightning_dqn.learner.networks import Torso as Torso
 from lightning_dqn.learner.noisy import NoisyLinear as NoisyLinear
@@ -33,6 +36,7 @@ from lightning_dqn.learner.quantile import ImplicitQuantileHead as ImplicitQuant
 from lightning_dqn.learner.quantile import ImplicitQuantileReturn as ImplicitQuantileReturn
 from lightning_dqn.learner.quantile import QuantileHead as QuantileHead
 from lightning_dqn.learner.quantile import QuantileReturn as QuantileReturn
+from lightning_dqn.learner.spectral import SpectralConv2d as SpectralConv2d
 from lightning_dqn.learner.targets import DoubleQLearning as DoubleQLearning
 from lightning_dqn.learner.targets import MunchausenQLearning as MunchausenQLearning
 from lightning_dqn.learner.targets import QLearning as QLearning
@@ -41,6 +45,7 @@ from lightning_dqn.schedules import EpisodeDecay as EpisodeDecay
 from lightning_dqn.schedules import ExponentialSchedule as ExponentialSchedule
 from lightning_dqn.schedules import LinearSchedule as LinearSchedule
 from lightning_dqn.schedules import Schedule as Schedule
+from lightning_dqn.schedules import Until as Until
 from lightning_dqn.signals import GracefulInterrupt as GracefulInterrupt
 from lightning_dqn.transition import ReplayBatch as ReplayBatch
 from lightning_dqn.transition import Transition as Transition

@@ -87,6 +87,38 @@ class EpisodeDecay(Schedule):
         return max(self.end, self.start * self.factor**episodes)
 
 
+@dataclass(frozen=True)
+class Until(Schedule):
+    """Another schedule for a while, then a constant.
+
+    Attributes:
+        schedule: What counts before ``steps``.
+        steps: How long it counts, in environment steps.
+        after: Value from then on.
+    """
+
+    schedule: Schedule
+    steps: int
+    after: float = 0.0
+
+    def __post_init__(self) -> None:
+        _at_least_one("steps", self.steps)
+
+    @property
+    def start(self) -> float:
+        """Value at the first step: with ``end`` what those who use it check."""
+        return self.schedule(0, 0)
+
+    @property
+    def end(self) -> float:
+        """The last value."""
+        return self.after
+
+    def __call__(self, env_steps: int, episodes: int) -> float:
+        """See :class:`Schedule`."""
+        return self.schedule(env_steps, episodes) if env_steps < self.steps else self.after
+
+
 def _at_least_one(name: str, value: int) -> None:
     if value < 1:
         raise ValueError(f"schedule.{name} must be at least 1 environment step, got {value}")

@@ -511,3 +511,28 @@ class RecordingBuffer(ReplayBuffer):
 
 gym.register("Chain-v0", entry_point=Chain, vector_entry_point=ChainVector)
 gym.register("Noise-v0", entry_point=Noise)
+
+
+class Pictures(gym.Env):
+    """Shows random images; which action is right depends on the brightest of three corners of the one before."""
+
+    action_space = spaces.Discrete(3)
+
+    def __init__(self, shape=(4, 36, 36), length=10):
+        self.observation_space = spaces.Box(0, 255, tuple(shape), np.uint8)
+        self.length = length
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t = 0
+        return self._show(), {}
+
+    def step(self, action):
+        corners = self.picture[0, 0, 0], self.picture[0, 0, -1], self.picture[0, -1, 0]
+        reward = float(np.argmax(corners) == action)
+        self.t += 1
+        return self._show(), reward, False, self.t == self.length, {}
+
+    def _show(self):
+        self.picture = self.np_random.integers(256, size=self.observation_space.shape, dtype=np.uint8)
+        return self.picture.copy()

@@ -15,10 +15,11 @@ from torch.optim.lr_scheduler import ExponentialLR, LinearLR
 from lightning_dqn.experience.exploration import Boltzmann, EpsilonGreedy
 from lightning_dqn.functional import huber_error, squared_error
 from lightning_dqn.hparams import describe
+from lightning_dqn.learner.convolutions import NatureTorso
 from lightning_dqn.learner.distributions import ExpectedReturn
 from lightning_dqn.learner.heads import DuelingStream, ExpectedHead, LinearStream
 from lightning_dqn.learner.module import DQNLightningModule
-from lightning_dqn.learner.networks import MLPTorso, NatureTorso, Torso
+from lightning_dqn.learner.networks import MLPTorso, Torso
 from lightning_dqn.learner.targets import DoubleQLearning, QLearning, TargetRule
 from lightning_dqn.schedules import LinearSchedule
 
@@ -103,7 +104,7 @@ def test_tuples_become_lists_and_keys_become_strings():
 
 
 def test_a_class_becomes_its_path():
-    assert describe(NatureTorso) == {"class_path": "lightning_dqn.learner.networks.NatureTorso"}
+    assert describe(NatureTorso) == {"class_path": "lightning_dqn.learner.convolutions.NatureTorso"}
 
 
 def test_a_function_becomes_its_path():

@@ -33,6 +33,8 @@ MAY_IMPORT = {
     "quantile": {"distributions", "functional", "heads"},
     "noisy": set(),
     "networks": {"distributions", "heads"},
+    "convolutions": {"networks"},
+    "spectral": set(),
     "metrics": {"functional"},
     "module": {
         "functional",

@@ -8,8 +8,9 @@ import torch
 from torch import nn, tensor
 
 from lightning_dqn.learner.categorical import CategoricalHead
+from lightning_dqn.learner.convolutions import NatureTorso
 from lightning_dqn.learner.heads import DuelingStream, ExpectedHead
-from lightning_dqn.learner.networks import MLPTorso, NatureTorso, QNetwork, Torso
+from lightning_dqn.learner.networks import MLPTorso, QNetwork, Torso
 from lightning_dqn.learner.noisy import NoisyLinear
 from lightning_dqn.learner.quantile import ImplicitQuantileHead, QuantileHead
 
@@ -70,85 +71,8 @@ def test_an_mlp_without_hidden_layers_hands_the_observation_through():
     assert torch.equal(torso(observation), observation.flatten(1))  # and negative numbers stay negative
 
 
-# NatureTorso
-
-CONVOLUTIONS = (4 * 8 * 8 * 32 + 32) + (32 * 4 * 4 * 64 + 64) + (64 * 3 * 3 * 64 + 64)
-
-
-def images(*shape, seed=0):
-    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
-
-
-def test_the_nature_torso_has_the_layers_of_the_paper():
-    # 84 -> (84 - 8) / 4 + 1 = 20 -> (20 - 4) / 2 + 1 = 9 -> 9 - 3 + 1 = 7; 64 * 7 * 7 = 3136
-    torso = NatureTorso((4, 84, 84))
-
-    convolutions = [
-        (layer.in_channels, layer.out_channels, layer.kernel_size[0], layer.stride[0])
-        for layer in torso.modules()
-        if isinstance(layer, nn.Conv2d)
-    ]
-    assert convolutions == [(4, 32, 8, 4), (32, 64, 4, 2), (64, 64, 3, 1)]
-    assert count(torso) == CONVOLUTIONS + 3136 * 512 + 512 == 1_684_128
-    assert torso.num_features == 512
-    assert torso(images(2, 4, 84, 84)).shape == (2, 512)
-
-
-def test_the_fully_connected_layer_can_be_left_out():
-    torso = NatureTorso((4, 84, 84), hidden_size=0)
-
-    assert count(torso) == CONVOLUTIONS
-    assert torso.num_features == 3136
-    assert torso(images(2, 4, 84, 84)).shape == (2, 3136)
-
-
-@pytest.mark.parametrize("hidden_size", [0, 16])
-def test_every_layer_of_the_nature_torso_ends_in_a_relu(hidden_size):
-    torso = NatureTorso((1, 36, 36), hidden_size)
-
-    kinds = [type(layer) for layer in torso.modules() if isinstance(layer, nn.Conv2d | nn.Linear | nn.ReLU)]
-
-    assert kinds == [nn.Conv2d, nn.ReLU] * 3 + [nn.Linear, nn.ReLU] * bool(hidden_size)
-
-
-@pytest.mark.parametrize("shape", [(1, 36, 36), (3, 36, 50), (2, 64, 48)])
-def test_the_nature_torso_takes_images_of_other_sizes(shape):
-    assert NatureTorso(shape, hidden_size=16)(images(2, *shape)).shape == (2, 16)
-
-
-def test_images_are_scaled_to_one_exactly_once():
-    torch.manual_seed(0)
-    torso = NatureTorso((1, 36, 36), hidden_size=16)
-    seen = []
-    first = next(layer for layer in torso.modules() if isinstance(layer, nn.Conv2d))
-    first.register_forward_pre_hook(lambda layer, inputs: seen.append(inputs[0]))
-    observation = images(2, 1, 36, 36)
-    observation[0, 0, 0, :2] = tensor([0, 255])
-
-    features = torso(observation)
-
-    assert seen[0].min() == 0
-    assert seen[0].max() == 1
-    assert torch.equal(seen[0], observation.to(torch.float32) / 255)
-    assert torch.equal(features, torso.layers(observation.to(torch.float32) / 255))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int64, torch.bool])
-def test_images_that_may_have_been_scaled_already_are_refused(dtype):
-    with pytest.raises(TypeError, match="uint8"):
-        NatureTorso((1, 36, 36), hidden_size=16)(torch.zeros(2, 1, 36, 36, dtype=dtype))
-
-
-@pytest.mark.parametrize("shape", [(84, 84, 4), (210, 160, 3), (84, 84, 1)])
-def test_images_with_channels_last_are_refused_with_advice(shape):
-    with pytest.raises(ValueError, match=r"^model\.torso: .*\(channels, height, width\).*Channels come first"):
-        NatureTorso(shape)
-
-
-@pytest.mark.parametrize("shape", [(4,), (84, 84), (4, 4, 84, 84), (4, 35, 84), (4, 84, 35)])
-def test_what_is_no_image_or_too_small_is_refused(shape):
-    with pytest.raises(ValueError, match=r"^model\.torso: "):
-        NatureTorso(shape)
+def images(*shape):
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
 # QNetwork

@@ -1,4 +1,4 @@
-"""Torsos turn observations into features; a Q-network is a torso and a head."""
+"""A torso turns observations into features; a Q-network is a torso and a head."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from math import prod
 
-import torch
 from torch import Tensor, nn
 
 from lightning_dqn.learner.distributions import ReturnDistribution
@@ -44,51 +43,6 @@ class MLPTorso(Torso):
     def forward(self, observation: Tensor) -> Tensor:
         """Features, ``[B, num_features]``."""
         features: Tensor = self.layers(observation.float().unsqueeze(-1))
-        return features
-
-
-class NatureTorso(Torso):
-    """The three convolutions of "Human-level control through deep reinforcement learning" (Mnih et al. 2015, Methods).
-
-    The paper's fully connected layer of 512 comes after them; with a
-    :class:`~lightning_dqn.learner.heads.DuelingStream` set ``hidden_size`` to 0 and give each stream a layer of its own,
-    as Wang et al. (2016) do.
-
-    Args:
-        observation_shape: ``(channels, height, width)``, channels first, for example ``(4, 84, 84)``.
-        hidden_size: Size of the fully connected layer; 0 leaves it out.
-
-    Raises:
-        ValueError: If the shape is not that of a channel-first image at least 36 pixels high and wide.
-    """
-
-    def __init__(self, observation_shape: Sequence[int], hidden_size: int = 512) -> None:
-        super().__init__()
-        shape = tuple(observation_shape)
-        if len(shape) != 3 or min(shape[1:]) < 36:
-            hint = " Channels come first: add a wrapper that transposes." if len(shape) == 3 and shape[2] < 36 else ""
-            raise ValueError(f"model.torso: NatureTorso needs images (channels, height, width), got {shape}.{hint}")
-        convolutions = nn.Sequential(
-            *(nn.Conv2d(shape[0], 32, kernel_size=8, stride=4), nn.ReLU()),
-            *(nn.Conv2d(32, 64, kernel_size=4, stride=2), nn.ReLU()),
-            *(nn.Conv2d(64, 64, kernel_size=3, stride=1), nn.ReLU()),
-            nn.Flatten(),
-        )
-        with torch.no_grad():
-            num_flat = convolutions(torch.zeros(1, *shape)).shape[1]
-        self.num_features = hidden_size or num_flat
-        hidden = [nn.Linear(num_flat, hidden_size), nn.ReLU()] if hidden_size else []
-        self.layers = nn.Sequential(*convolutions, *hidden)
-
-    def forward(self, observation: Tensor) -> Tensor:
-        """Features, ``[B, num_features]``, of images in uint8.
-
-        Raises:
-            TypeError: If the images are not uint8: they are scaled to [0, 1] here, and must not have been before.
-        """
-        if observation.dtype != torch.uint8:
-            raise TypeError(f"NatureTorso scales uint8 images itself, got {observation.dtype}")
-        features: Tensor = self.layers(observation.float() / 255)
         return features
 
 
