@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from lightning_dqn.cli import DQNCLI, find_config, main, shipped_configs
+from tests.presets import ALGORITHMS
 
 SMALL = [
     "--trainer.max_epochs=1",
@@ -22,7 +23,6 @@ SMALL = [
     "--data.max_eval_steps=20",
 ]
 ENVIRONMENTS = [*sorted(name for name, path in shipped_configs().items() if path.parent.name == "env"), "tutorial"]
-ALGORITHMS = sorted(name for name, path in shipped_configs().items() if path.parent.name == "algorithm")
 
 
 @pytest.fixture(autouse=True)

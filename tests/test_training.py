@@ -4,11 +4,10 @@ import sys
 
 import pytest
 
-from lightning_dqn.cli import DQNCLI, find_config, shipped_configs
+from lightning_dqn.cli import DQNCLI, find_config
+from tests.presets import ALGORITHMS
 
 pytestmark = pytest.mark.slow
-
-ALGORITHMS = sorted(name for name, path in shipped_configs().items() if path.parent.name == "algorithm")
 
 
 @pytest.fixture(autouse=True)

@@ -59,7 +59,7 @@ class SpectralConv2d(nn.Conv2d):
                 self._follow()
             # copies: a backward pass may come after the next step, and wants the vectors it went forward with
             u, v = (self.u.clone(), self.v.clone()) if learning else (self.u, self.v)
-            weight = self.weight / torch.dot(u, self.weight.flatten(1).mv(v))
+            weight = self.weight / torch.dot(u, self.weight.flatten(1) @ v)
         if learning and not compiling:
             self._due = False
             if weight.requires_grad:
@@ -71,8 +71,8 @@ class SpectralConv2d(nn.Conv2d):
     def _follow(self) -> None:
         matrix = self.weight.flatten(1)
         # in place, as whoever copies weights to a target network holds on to these tensors
-        self.u.copy_(F.normalize(matrix.mv(self.v), dim=0))
-        self.v.copy_(F.normalize(matrix.t().mv(self.u), dim=0))
+        self.u.copy_(F.normalize(matrix @ self.v, dim=0))
+        self.v.copy_(F.normalize(self.u @ matrix, dim=0))
 
     def _learned(self, gradient: Tensor) -> None:
         self._due = True

@@ -36,6 +36,14 @@ NUMBERS = (
         killers=("mutant_gaps::test_acting_has_the_precision_of_the_run",),
     ),
     Mutant(
+        id="H1e",
+        mistake="The norm of a weight is taken in 16 bits",
+        file="learner/spectral",
+        old="with torch.autocast(self.weight.device.type, enabled=False):",
+        new="with torch.autocast(self.weight.device.type, enabled=torch.is_autocast_enabled('cpu')):",
+        killers=("spectral::test_sigma_is_exact_under_autocast",),
+    ),
+    Mutant(
         id="H2",
         mistake="Rewards are stored in double precision, and the target becomes double as well",
         file="experience/replay",

@@ -1,0 +1,78 @@
+"""The floors that the GPU benchmark measures against, and that it runs where there is no GPU."""
+
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightning_dqn import DQNLightningModule, MLPTorso, ReplayBatch, Transition
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+@pytest.fixture
+def floors(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import floors
+
+    return floors
+
+
+def run(*arguments):
+    command = [sys.executable, BENCHMARKS / "gpu.py", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def test_the_work_of_an_update_is_counted_right(floors):
+    batch, inputs, hidden, actions = 5, 3, 8, 2
+    model = DQNLightningModule([inputs], actions, torso=partial(MLPTorso, hidden_sizes=(hidden,)))
+    observation = torch.randn(1, batch, inputs)
+    rows = torch.ones(1, batch)
+    transition = Transition(observation, rows.long(), rows, rows, observation)
+
+    work = floors.count_work(model, ReplayBatch(transition, rows.long(), rows), torch.float32)
+
+    # two per weight and row: three forwards (online on both states, target), the gradients of both matrices, and that
+    # of the second layer's input
+    first, second = inputs * hidden, hidden * actions
+    assert work.flops == 2 * batch * (3 * (first + second) + first + second + second)
+    weights = first + hidden + second + actions
+    # flattening, linear, ReLU, linear; the first of them puts out what has no gradient
+    outputs = 2 * 3 * inputs + (5 + 2 + 2) * (hidden + hidden + actions)
+    assert work.moved == 4 * batch * outputs + 3 * 4 * weights + 32 * weights
+    stored = 4 * batch * 2 * inputs + batch * (8 + 4 + 4) + batch * (8 + 4)
+    assert work.kept >= 20 * weights + stored + 4 * batch * (inputs + hidden)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_the_longer_of_two_times_counts(floors):
+    work = floors.Work(flops=6.0, moved=10.0, kept=0.0)
+    assert work.seconds(floors.Rates(flops=2.0, bytes=5.0)) == 3.0
+    assert work.seconds(floors.Rates(flops=3.0, bytes=4.0)) == 2.5
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
+def test_without_a_gpu_its_rows_say_so_and_stay_empty():
+    rows = [line for line in run().splitlines() if "no GPU on this machine" in line]
+    assert [row.split(":")[0] for row in rows] == [
+        "| Nature",
+        "| Rainbow",
+        "| BTR",
+        "| Atari DQN, env steps per second",
+    ]
+    assert all(row.endswith("| | | | | |") for row in rows)
+
+
+@pytest.mark.slow
+def test_it_runs_on_a_cpu():
+    pytest.importorskip("ale_py")
+    small = ["--updates=1", "--repetitions=1", "--batch-size=4", "--env-steps=64"]
+    rows = [line.split("|")[1:-1] for line in run("--device=cpu", *small).splitlines() if "per second" in line]
+    assert len(rows) == 4
+    for _, measured, floor, share, memory, least in rows:
+        assert min(float(measured), float(floor), float(share.strip().rstrip("%"))) > 0
+        assert memory.strip() == "-"
+        assert float(least) > 0
