@@ -1,6 +1,9 @@
 """Value-based deep reinforcement learning as a Lightning citizen."""
 
 from lightning_dqn.collector import ExperienceCollector as ExperienceCollector
+from lightning_dqn.experience.atari import AtariEnvs as AtariEnvs
+from lightning_dqn.experience.atari import make_atari as make_atari
+from lightning_dqn.experience.atari_scores import ReferenceScores as ReferenceScores
 from lightning_dqn.experience.datamodule import ExperienceDataModule as ExperienceDataModule
 from lightning_dqn.experience.evaluation import EvaluationEpisodes as EvaluationEpisodes
 from lightning_dqn.experience.exploration import Boltzmann as Boltzmann
@@ -9,6 +12,7 @@ from lightning_dqn.experience.exploration import Explorer as Explorer
 from lightning_dqn.experience.exploration import EZGreedy as EZGreedy
 from lightning_dqn.experience.exploration import Greedy as Greedy
 from lightning_dqn.experience.masks import ActionMask as ActionMask
+from lightning_dqn.experience.minatar import MinAtarGame as MinAtarGame
 from lightning_dqn.experience.prioritized import PrioritizedReplayBuffer as PrioritizedReplayBuffer
 from lightning_dqn.experience.replay import ReplayBuffer as ReplayBuffer
 from lightning_dqn.experience.replay import ReplayDataset as ReplayDataset

@@ -111,16 +111,18 @@ class ExperienceCollector(Callback):
         self._validation_start = time.monotonic()
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Logs the clock in the row of the validation metrics."""
+        """Logs the clock in the row of the validation metrics, and the return on the scale from random to human."""
         self._log_clock(trainer, pl_module)
+        self._log_normalized(trainer, pl_module, "val", "validation_metrics")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leaves the time that validation took out of the speed of collection."""
         self._last_log = (self._last_log[0], self._last_log[1] + time.monotonic() - self._validation_start)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Logs the clock in the row of the test metrics."""
+        """Logs the clock in the row of the test metrics, and the return on the scale from random to human."""
         self._log_clock(trainer, pl_module)
+        self._log_normalized(trainer, pl_module, "test", "test_metrics")
 
     def state_dict(self) -> dict[str, Any]:
         """Counters, the env step that collection is due to reach, and what the explorer remembers."""
@@ -248,6 +250,12 @@ class ExperienceCollector(Callback):
         data = self._data(trainer)
         if data is not None:
             _log_exactly(pl_module, "env_steps", data.env_steps)
+
+    def _log_normalized(self, trainer: Trainer, pl_module: LightningModule, stage: str, metrics: str) -> None:
+        data, played = self._data(trainer), getattr(pl_module, metrics, None)
+        scores = None if data is None else data.reference_scores
+        if scores is not None and played is not None:  # it is linear, so the score of the mean is the mean of scores
+            _log_exactly(pl_module, f"{stage}/human_normalized", scores.normalize(float(played.compute()["return"])))
 
     @staticmethod
     def _data(trainer: Trainer) -> ExperienceDataModule | None:

@@ -459,6 +459,27 @@ class Dying(Chain):
         return super().step(action)
 
 
+class Mortal(Chain):
+    """A chain on which a life is lost at every third step, of more or less; it may be reset without a seed.
+
+    Args:
+        says: When it tells how many are left: ``always``, ``when reset`` or ``when stepped``.
+    """
+
+    def __init__(self, says="always", **kwargs):
+        super().__init__(**kwargs)
+        self.says = says
+
+    def reset(self, *, seed=None, options=None):
+        observation, _ = super().reset(seed=60_000 if seed is None else seed, options=options)
+        self.lives = 9 - self.episode % 3
+        return observation, {} if self.says == "when stepped" else {"lives": self.lives}
+
+    def step(self, action):
+        *outcome, _ = super().step(action)
+        return *outcome, {} if self.says == "when reset" else {"lives": self.lives - self.t // 3}
+
+
 class ContinuousActions(Chain):
     """A chain whose action space is not Discrete."""
 

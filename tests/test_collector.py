@@ -26,6 +26,7 @@ from lightning_dqn import (
     ReplayBuffer,
     Transition,
 )
+from lightning_dqn.experience.atari_scores import ReferenceScores
 from lightning_dqn.experience.checkpoint import load_snapshot
 from tests.environments import (
     Chain,
@@ -347,6 +348,22 @@ def test_the_clock_stands_in_every_row(make_trainer, make_model, tmp_path):
     # an iteration is eight steps, every second is logged; an epoch is five
     assert kinds["train/loss"] == kinds["collect/epsilon"] == [20 + 16 * i for i in range(1, 8)]
     assert kinds["val/return"] == [60, 100, 140]
+
+
+@pytest.mark.parametrize("stage", ["val", "test"])
+def test_the_return_is_logged_on_the_scale_from_chance_to_human_where_that_is_known(
+    make_trainer, make_model, monkeypatch, stage
+):
+    def evaluate():
+        data = make_data()
+        trainer, model = make_trainer(), make_model(data)
+        return (trainer.validate if stage == "val" else trainer.test)(model, data, verbose=False)[0]
+
+    assert f"{stage}/human_normalized" not in evaluate()
+    monkeypatch.setattr(ExperienceDataModule, "reference_scores", ReferenceScores(random=-2.0, human=6.0))
+    scores = evaluate()
+    assert scores[f"{stage}/human_normalized"] == pytest.approx((scores[f"{stage}/return"] + 2) / 8)
+    assert scores[f"{stage}/return"] != 0
 
 
 def test_the_clock_stands_beside_the_test_scores(make_trainer, make_model):

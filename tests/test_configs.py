@@ -22,6 +22,8 @@ SMALL = [
     "--data.eval_episodes=2",
     "--data.max_eval_steps=20",
 ]
+# the replay of images, and the ROMs of as many games, would not fit into a test
+SMALLER = {"atari": ["--data.buffer.capacity=500", "--data.num_envs=2", "--data.eval_num_envs=2"]}
 ENVIRONMENTS = [*sorted(name for name, path in shipped_configs().items() if path.parent.name == "env"), "tutorial"]
 
 
@@ -36,12 +38,21 @@ def _elsewhere(tmp_path, monkeypatch):
 def test_an_environment_trains(name, tmp_path):
     if name == "lunarlander":
         pytest.importorskip("Box2D")
-    main(["fit", f"--config={name}", *SMALL])
+    main(["fit", f"--config={name}", *SMALL, *SMALLER.get(name, [])])
     (metrics,) = tmp_path.glob(f"runs/{name}/version_0/metrics.csv")
     rows = list(csv.DictReader(metrics.open()))
     assert any(row["train/loss"] for row in rows)
     assert any(row["val/return"] for row in rows)
+    assert any(row.get("val/human_normalized") for row in rows) == (name == "atari")
     assert all(row["env_steps"] for row in rows)
+
+
+def test_any_game_is_one_override_away(tmp_path):
+    main(["fit", "--config=minatar", "--data.env_id=MinAtar/Seaquest-v0", *SMALL])
+    assert (tmp_path / "runs/minatar/version_0/checkpoints/latest.ckpt").is_file()
+    cli = DQNCLI(["--config=atari", "--data.env_id=ALE/MsPacman-v5", *SMALLER["atari"]], run=False)
+    assert cli.model.online.head is not None
+    assert (cli.datamodule.num_actions, cli.datamodule.reference_scores.human) == (9, 6951.6)
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)

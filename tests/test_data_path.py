@@ -17,6 +17,7 @@ from tests.environments import (
     ChainVector,
     MaskedChain,
     MaskedChainVector,
+    Mortal,
     RecordingBuffer,
     assert_masks_are_right,
     chain_episode,
@@ -218,3 +219,32 @@ def test_one_environment_alone(make_trainer, make_model, tmp_path):
     make_trainer(limit_val_batches=0).fit(make_model(data), data)
     assert_rows_are_right(buffer.all_added, 3)
     assert started(buffer.all_added) == expected_starts(chain_steps(tmp_path / "log"), 3)
+
+
+@pytest.mark.parametrize(("n_step", "vectorization"), [(1, "sync"), (3, "sync"), (5, "sync"), (3, "async")])
+def test_a_lost_life_closes_windows_and_rewards_are_clipped_one_by_one(
+    make_trainer, make_model, tmp_path, n_step, vectorization
+):
+    source = {"env_id": Mortal, "vectorization": vectorization, "life_loss": True, "reward_clip": 2.5}
+    buffer, steps = collect(make_trainer, make_model, tmp_path / "log", n_step, 1000, **source)
+    taken = Counter(episode for episode, _, _ in steps)
+
+    def window(episode, t):
+        """Where the window of a step ends, and whether anything is bootstrapped there; nothing if it is still open."""
+        end = chain_limit(episode) or CHAIN_LENGTH
+        last = min(t + n_step, end, 3 * (t // 3 + 1))
+        return (last, last not in (3, 6, CHAIN_LENGTH)) if last <= taken[episode] else None
+
+    expected = {}
+    for episode, t, _ in steps:
+        if (found := window(episode, t)) is not None:
+            last, goes_on = found
+            reward = sum(GAMMA**k * min(t + k + 1, 2.5) for k in range(last - t))
+            expected[episode, t] = (reward, GAMMA ** (last - t) * goes_on, last)
+    rows = buffer.all_added
+    names = zip(chain_episode(rows.observation).tolist(), rows.observation[:, 0].astype(int).tolist(), strict=True)
+    values = zip(rows.reward.tolist(), rows.discount.tolist(), rows.next_observation[:, 0].tolist(), strict=True)
+    stored = list(zip(names, values, strict=True))
+    assert len(dict(stored)) == len(stored)
+    assert {name: pytest.approx(value) for name, value in expected.items()} == dict(stored)
+    assert len(stored) > 150

@@ -15,8 +15,22 @@ import torch
 from lightning.pytorch import Callback, seed_everything
 
 from lightning_dqn import ExperienceDataModule, ReplayBuffer
+from lightning_dqn.experience.atari_scores import ATARI_57
 from lightning_dqn.experience.datamodule import RandomStream
-from tests.environments import Chain, ChainVector, ContinuousActions, Counted, Faulty, Noise, Observing, OffsetActions
+from tests.environments import (
+    CHAIN_LENGTH,
+    NO_LIMIT,
+    Chain,
+    ChainVector,
+    ContinuousActions,
+    Counted,
+    Faulty,
+    Mortal,
+    Noise,
+    Observing,
+    OffsetActions,
+    chain_limit,
+)
 
 ROOT = Path(__file__).parents[1]
 
@@ -40,6 +54,10 @@ def small(env_id=Chain, **kwargs):
         "seed": 0,
     }
     return ExperienceDataModule(env_id, **(defaults | kwargs))
+
+
+def first_action(observation, action_mask):
+    return np.zeros(len(observation), np.int64)
 
 
 # -- arguments ---------------------------------------------------------------------------------------------------------
@@ -70,6 +88,10 @@ def small(env_id=Chain, **kwargs):
         ("seed", -1),
         ("eval_seed", -1),
         ("vectorization", "threads"),
+        ("reward_clip", 0.0),
+        ("reward_clip", -1.0),
+        ("reward_clip", float("inf")),
+        ("reward_clip", float("nan")),
     ],
 )
 def test_a_bad_argument_is_refused_by_name_before_anything_is_made(monkeypatch, field, value):
@@ -382,6 +404,49 @@ def test_evaluation_environments_of_a_native_run_reset_one_by_one_if_they_are_re
         envs = next(iter(data.val_dataloader())).envs()
         assert isinstance(envs, gym.vector.SyncVectorEnv)
         assert envs.num_envs == 3
+
+
+@pytest.mark.parametrize("eval_num_envs", [1, 3])
+def test_evaluation_of_a_native_run_is_native_where_members_reset_one_by_one(eval_num_envs):
+    data = small("Chain-v0", vectorization="native", eval_episodes=5, eval_num_envs=eval_num_envs)
+    with closing(data):
+        batches = list(data.val_dataloader())
+        assert isinstance(batches[0].envs(), ChainVector)
+        assert batches[0].envs() is batches[-1].envs()
+        lengths = [length for batch in batches for length in batch.play(first_action).lengths]
+        assert lengths == [chain_limit(seed) or CHAIN_LENGTH for batch in batches for seed in batch.seeds]
+
+
+@pytest.mark.parametrize("eval_num_envs", [1, 3])
+def test_evaluation_of_native_cartpole_is_sync_whatever_the_number_of_environments(eval_num_envs):
+    data = small("CartPole-v1", vectorization="native", eval_episodes=5, eval_num_envs=eval_num_envs)
+    with closing(data):
+        envs = next(iter(data.val_dataloader())).envs()
+        assert isinstance(envs, gym.vector.SyncVectorEnv)
+        assert envs.num_envs == eval_num_envs
+
+
+def test_training_environments_clip_and_count_lives_if_asked():
+    data = small(Mortal, reward_clip=2.5, life_loss=True, seed_every_episode=False)
+    with closing(data):
+        envs = data.open()
+        assert (envs.reward_clip, envs.life_loss, envs.seed_every_episode) == (2.5, True, False)
+    data = small(Mortal)
+    with closing(data):
+        envs = data.open()
+        assert (envs.reward_clip, envs.life_loss, envs.seed_every_episode) == (None, False, True)
+
+
+def test_evaluation_scores_are_not_clipped_and_do_not_end_with_a_life(make_trainer, make_model):
+    data = small(Mortal, env_kwargs=NO_LIMIT, reward_clip=1.0, life_loss=True, seed_every_episode=False)
+    (metrics,) = make_trainer().validate(make_model(data), data, verbose=False)
+    assert metrics["val/return"] == CHAIN_LENGTH * (CHAIN_LENGTH + 1) / 2
+    assert metrics["val/episode_length"] == CHAIN_LENGTH
+
+
+@pytest.mark.parametrize(("env_id", "known"), [("ALE/Pong-v5", True), ("CartPole-v1", False), (Chain, False)])
+def test_the_scores_of_others_are_known_of_atari_games(env_id, known):
+    assert small(env_id).reference_scores == (ATARI_57["Pong"] if known else None)
 
 
 def test_no_more_evaluation_environments_are_made_than_there_are_episodes():

@@ -1,17 +1,14 @@
 from contextlib import closing
 from functools import partial
-from itertools import count
 
 import gymnasium as gym
 import numpy as np
 import pytest
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 
 from lightning_dqn.experience.envs import make_env, make_envs, resolve_env
-from lightning_dqn.experience.stepping import SeededEnvs
 from tests.environments import (
     Chain,
-    ChainVector,
     ContinuousActions,
     Observing,
     ObservingVector,
@@ -107,18 +104,6 @@ def test_an_environment_without_a_native_form_says_so():
 def test_native_environments_cannot_be_wrapped():
     with pytest.raises(ValueError, match=r"^data\.wrappers: a native vector environment cannot be wrapped"):
         make_envs("CartPole-v1", 2, {}, (gym.wrappers.FlattenObservation,), "native")
-
-
-def test_a_native_environment_that_resets_within_the_step_is_refused():
-    envs = make_envs(ChainVector, 2, {"mode": AutoresetMode.SAME_STEP}, (), "native")
-    with pytest.raises(ValueError, match=r"^data\.vectorization: .* hides the last observation"):
-        SeededEnvs(envs, count())
-
-
-def test_the_mode_of_an_environment_is_asked_of_itself_before_its_metadata():
-    envs = ChainVector(2, mode=AutoresetMode.SAME_STEP)  # as a dictionary shared with another environment may say
-    envs.autoreset_mode = AutoresetMode.NEXT_STEP
-    SeededEnvs(envs, count())
 
 
 @pytest.mark.parametrize(

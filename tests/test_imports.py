@@ -1,6 +1,8 @@
 """Who may import whom."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,8 +17,12 @@ MAY_IMPORT = {
     "exploration": {"schedules"},
     "masks": set(),
     "wrappers": set(),
-    "envs": {"masks"},
-    "stepping": {"envs"},
+    "atari": set(),
+    "atari_scores": set(),
+    "minatar": set(),
+    "envs": {"atari", "masks", "minatar"},
+    "autoreset": set(),
+    "stepping": {"autoreset", "envs"},
     "evaluation": {"stepping"},
     "memory": set(),
     "checkpoint": set(),
@@ -52,6 +58,8 @@ MAY_IMPORT = {
     "sum_tree": set(),
     "prioritized": {"replay", "schedules", "sum_tree", "transition"},
     "datamodule": {
+        "atari_scores",
+        "autoreset",
         "envs",
         "evaluation",
         "hparams",
@@ -117,6 +125,12 @@ def test_nothing_unpickles(path):
     source = path.read_text()
     for unsafe in ("import pickle", "cloudpickle", "allow_pickle=True", "weights_only=False"):
         assert unsafe not in source
+
+
+def test_the_package_can_be_imported_without_the_extras():
+    absent = "ale_py", "cv2", "minatar", "Box2D", "tensorboard"
+    code = f"import sys; sys.modules.update(dict.fromkeys({absent})); import lightning_dqn, lightning_dqn.cli"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=PACKAGE.parent)
 
 
 def test_every_room_has_a_test_of_its_name():

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode
 
-from lightning_dqn.experience.stepping import episode_seeds
+from lightning_dqn.experience.envs import make_envs
+from lightning_dqn.experience.stepping import SeededEnvs, episode_seeds
 from tests.environments import (
     CHAIN_LENGTH,
     NO_LIMIT,
@@ -16,9 +17,9 @@ from tests.environments import (
     InPlace,
     MaskedChain,
     MaskedChainVector,
+    Mortal,
     Noise,
     OffsetActions,
-    WaitingVector,
     chain_episode,
     legal_actions,
     seeded,
@@ -201,22 +202,6 @@ def test_native_cartpole_is_found_to_reset_by_itself_and_its_reset_steps_are_no_
     assert resets > 20
 
 
-def test_native_environments_that_honour_the_mask_are_found_to_reset_alone():
-    assert seeded(ChainVector, 4, "native").resets_alone
-    assert not seeded(ChainVector, 4, "native", honours_mask=False).resets_alone
-
-
-def test_an_environment_that_ignores_the_mask_and_did_not_move_is_not_taken_to_reset_alone():
-    kwargs = {"honours_mask": False, "anonymous": True, **NO_LIMIT}
-    assert not seeded(WaitingVector, 4, "native", **kwargs).resets_alone
-
-
-def test_an_environment_that_ignores_the_mask_and_has_just_reset_itself_is_not_taken_to_reset_alone():
-    for limit in range(1, 9):  # whatever the number of steps that the probe takes
-        kwargs = {"honours_mask": False, "anonymous": True, "limits": (limit,), "length": 10}
-        assert not seeded(ChainVector, 4, "native", **kwargs).resets_alone
-
-
 def test_a_native_environment_may_be_one_alone():
     envs = seeded(ChainVector, 1, "native", limits=(3,))
     envs.reset()
@@ -235,9 +220,85 @@ def test_a_native_environment_that_never_resets_by_itself_is_reset(num_envs):
     assert [step.next_observation[-1, 0] for step in steps] == [1, 2, 3, 1, 2, 3, 1, 2]
 
 
-def test_a_native_environment_that_neither_resets_by_itself_nor_alone_is_refused():
-    with pytest.raises(ValueError, match=r"^data\.vectorization"):
-        seeded(ChainVector, 4, "native", mode=AutoresetMode.DISABLED, honours_mask=False)
+# -- what learning sees ------------------------------------------------------------------------------------------------
+
+
+def learning_sees(num_envs=4, seeds=None, says="always", **kwargs):
+    envs = make_envs(Mortal, num_envs, {"says": says}, (), "sync")
+    return SeededEnvs(envs, count(100) if seeds is None else iter(seeds), **kwargs)
+
+
+def test_what_learning_sees_is_what_happened_unless_asked_otherwise():
+    envs = learning_sees()
+    envs.reset()
+    for _ in range(20):
+        step = envs.step(zeros())
+        reward, terminated, truncated = step.outcome[:3]
+        assert reward is step.reward
+        assert (terminated == step.terminated).all()
+        assert (truncated == step.truncated).all()
+
+
+def test_a_lost_life_is_an_end_for_learning_and_changes_nothing_else():
+    plain, asked = learning_sees(), learning_sees(life_loss=True, reward_clip=2.5)
+    assert (plain.reset() == asked.reset()).all()
+    lost = 0
+    for _ in range(40):
+        one, other = plain.step(zeros()), asked.step(zeros())
+        for name in one._fields:
+            if name not in ("cut", "learned_reward", "next_action_mask"):
+                assert (getattr(one, name) == getattr(other, name)).all(), name
+        t = other.next_observation[:, 0]
+        assert (other.outcome[0] == np.minimum(t, 2.5)).all()
+        assert (other.outcome[1] == (other.terminated | (t % 3 == 0))).all()
+        assert (other.outcome[2] == other.truncated).all()
+        lost += int((other.cut & ~other.done).sum())
+    assert lost > 10
+
+
+def test_negative_rewards_are_clipped_as_well():
+    envs = SeededEnvs(make_envs(Noise, 4, {}), count(), reward_clip=0.1)
+    envs.reset()
+    rewards = [envs.step(zeros()) for _ in range(20)]
+    seen, learned = np.array([step.reward for step in rewards]), np.array([step.outcome[0] for step in rewards])
+    assert seen.min() < -0.1 < 0.1 < seen.max()
+    assert (learned == np.where(seen > 0.1, 0.1, np.where(seen < -0.1, -0.1, seen))).all()
+
+
+@pytest.mark.parametrize("says", ["when reset", "when stepped"])
+def test_an_environment_that_does_not_tell_its_lives_is_refused(says):
+    envs = learning_sees(says=says, life_loss=True)
+
+    def play():
+        envs.reset()
+        envs.step(zeros())
+
+    with pytest.raises(ValueError, match=r"^data\.life_loss: the environments' info has no 'lives', only \[\]"):
+        play()
+    learning_sees(says=says).reset()
+
+
+def test_if_asked_only_the_first_episodes_are_seeded():
+    envs = learning_sees(seeds=[0, 1, 2, 3], seed_every_episode=False)
+    assert chain_episode(envs.reset()).tolist() == envs.episode_seed.tolist() == [0, 1, 2, 3]
+    seen = {int(name) for _ in range(20) for name in chain_episode(envs.step(zeros()).observation)}
+    assert seen == {0, 1, 2, 60_000}  # episode 3 is one step long
+    assert envs.episode_seed.tolist() == [-1] * 4
+
+
+def test_what_is_not_finite_in_an_episode_without_a_seed_is_refused_too():
+    class Unseeded(Faulty):
+        def reset(self, *, seed=None, options=None):
+            self.at = 100 if seed is not None else 2
+            return super().reset(seed=0 if seed is None else seed)
+
+    envs = SeededEnvs(make_envs(lambda: Unseeded(limits=(3,)), 1, {}), iter([5]), seed_every_episode=False)
+    envs.reset()
+    message = (
+        r"environment 0 returned a reward of nan that .* at step 2 of its episode \(which has no seed of its own\)"
+    )
+    with pytest.raises(ValueError, match=message):
+        [envs.step(zeros(1)) for _ in range(6)]
 
 
 # -- legal actions -----------------------------------------------------------------------------------------------------

@@ -14,6 +14,8 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import VectorEnv
 from lightning.pytorch import LightningDataModule
 
+from lightning_dqn.experience.atari_scores import ReferenceScores, reference_scores
+from lightning_dqn.experience.autoreset import members_reset_alone
 from lightning_dqn.experience.envs import (
     EnvSource,
     Vectorization,
@@ -50,14 +52,23 @@ class ExperienceDataModule(LightningDataModule):
 
     Args:
         env_id: A registered id (``CartPole-v1``, ``my_module:MyEnv-v0``), the dotted path of a class or function
-            (``my_package.MyEnv``), or from Python any callable that makes an environment.
+            (``my_package.MyEnv``), or from Python any callable that makes an environment. ``ALE/Pong-v5`` and
+            ``MinAtar/Breakout-v1``, or any other game of these, come with what they need.
         num_envs: Training environments that are stepped together.
         env_kwargs: Arguments of the environment.
         wrappers: Put around each environment in order, the last outermost; class or function paths.
         vectorization: ``sync`` steps the environments one after the other, ``async`` each in a process of its own,
-            ``native`` uses the environment's own vector implementation.
+            ``native`` uses the environment's own vector implementation, in evaluation too if its members can be reset
+            one by one.
         action_mask: Where the environment says which actions are legal: a key of its Dict observations or of ``info``.
             Only these are then chosen and bootstrapped from. If not given, all actions always are.
+        reward_clip: Learns from rewards clipped to ``[-reward_clip, reward_clip]``; returns are logged as they are. If
+            not given, rewards are not clipped.
+        life_loss: Learns from a lost life as from the end of an episode: nothing is bootstrapped beyond it. The episode
+            itself goes on. For environments that tell ``lives`` in ``info``, as Atari does.
+        seed_every_episode: Whether each training episode starts with a seed of its own, from which it can be replayed.
+            If false, an environment is seeded once in a fit, which spares Atari the 90 ms it takes to be seeded.
+            Evaluation episodes always have their seeds.
         buffer: Where transitions are kept; if not given, a :class:`~lightning_dqn.experience.replay.ReplayBuffer` of
             100,000.
         n_step: Longest n-step window.
@@ -87,6 +98,9 @@ class ExperienceDataModule(LightningDataModule):
         wrappers: Sequence[Wrapper] = (),
         vectorization: Vectorization = "sync",
         action_mask: str | None = None,
+        reward_clip: float | None = None,
+        life_loss: bool = False,
+        seed_every_episode: bool = True,
         buffer: ReplayBuffer | None = None,
         n_step: int = 1,
         gamma: float = 0.99,
@@ -120,6 +134,8 @@ class ExperienceDataModule(LightningDataModule):
             raise ValueError(f"data.vectorization must be one of {get_args(Vectorization)}, got {vectorization!r}")
         if not 0 <= gamma <= 1:
             raise ValueError(f"data.gamma must be in [0, 1], got {gamma}")
+        if reward_clip is not None and not 0 < reward_clip < math.inf:
+            raise ValueError(f"data.reward_clip must be positive and finite, got {reward_clip}")
         self.buffer = ReplayBuffer() if buffer is None else buffer
         _check_capacity(self.buffer.capacity, batch_size, num_envs * n_step)
         resolve_env(env_id)
@@ -129,6 +145,9 @@ class ExperienceDataModule(LightningDataModule):
         self.wrappers = wrappers
         self.vectorization: Vectorization = vectorization
         self.action_mask = action_mask
+        self.reward_clip = reward_clip
+        self.life_loss = life_loss
+        self.seed_every_episode = seed_every_episode
         self.n_step = n_step
         self.gamma = gamma
         self.batch_size = batch_size
@@ -162,6 +181,11 @@ class ExperienceDataModule(LightningDataModule):
     def num_actions(self) -> int:
         """Number of discrete actions."""
         return int(self._look_at_spaces()[1].n)
+
+    @property
+    def reference_scores(self) -> ReferenceScores | None:
+        """What a human and a random agent score in this environment; ``None`` if that is not known."""
+        return reference_scores(_name(self.env_id))
 
     @property
     def world_size(self) -> int:
@@ -206,7 +230,14 @@ class ExperienceDataModule(LightningDataModule):
         envs = self._make_envs(self.num_envs, self.vectorization)
         self.episode_rng = self.rng(RandomStream.ENVIRONMENTS)
         self.replay_rng = self.rng(RandomStream.REPLAY)
-        self.envs = SeededEnvs(envs, episode_seeds(self.episode_rng), mask_key=self.action_mask)
+        self.envs = SeededEnvs(
+            envs,
+            episode_seeds(self.episode_rng),
+            mask_key=self.action_mask,
+            seed_every_episode=self.seed_every_episode,
+            reward_clip=self.reward_clip,
+            life_loss=self.life_loss,
+        )
         self.accumulator.clear()
         return self.envs
 
@@ -288,14 +319,22 @@ class ExperienceDataModule(LightningDataModule):
 
     def _open_evaluation(self) -> VectorEnv[Any, Any, Any]:
         if self._evaluation_envs is None:
-            # a registered environment can be reset one by one when made in sync, which its native form may not allow
-            registered = not callable(resolve_env(self.env_id))
-            vectorization = "sync" if self.vectorization == "native" and registered else self.vectorization
             count = min(self.eval_num_envs, self.eval_episodes)
-            if vectorization == "async":  # no more processes than training has
+            if self.vectorization == "async":  # no more processes than training has
                 count = min(count, self.num_envs)
-            self._evaluation_envs = self._make_envs(count, vectorization)
+            if self.vectorization == "native" and not callable(resolve_env(self.env_id)):
+                self._evaluation_envs = self._open_registered(count)
+            else:
+                self._evaluation_envs = self._make_envs(count, self.vectorization)
         return self._evaluation_envs
+
+    def _open_registered(self, count: int) -> VectorEnv[Any, Any, Any]:
+        """Native if its members can be reset one by one, else sync: a registered environment has both forms."""
+        envs = self._make_envs(max(count, 2), "native")  # of one alone nothing can be said
+        if members_reset_alone(envs, self.action_mask):
+            return envs
+        envs.close()
+        return self._make_envs(count, "sync")
 
     def _make_envs(self, count: int, vectorization: Vectorization) -> VectorEnv[Any, Any, Any]:
         return make_envs(self.env_id, count, self.env_kwargs, self.wrappers, vectorization, self.action_mask)

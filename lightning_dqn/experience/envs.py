@@ -5,8 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from importlib import import_module
 from typing import Any, Literal
@@ -18,14 +18,21 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.vector.async_vector_env import AsyncState
 
+from lightning_dqn.experience.atari import atari_spec
 from lightning_dqn.experience.masks import ActionMask
+from lightning_dqn.experience.minatar import minatar_spec
 
 EnvSource = str | EnvSpec | Callable[..., Any]
-"""A registered id (``"CartPole-v1"``, ``"module:MyEnv-v0"``), a dotted path (``"my_package.MyEnv"``), or a callable."""
+"""A registered id (``"CartPole-v1"``, ``"module:MyEnv-v0"``), a dotted path (``"my_package.MyEnv"``), or a callable.
+
+``ALE/...`` and ``MinAtar/...`` are made as :mod:`~lightning_dqn.experience.atari` and
+:mod:`~lightning_dqn.experience.minatar` say; ``ale_py:ALE/Pong-v5`` is ALE's own, without preprocessing.
+"""
 
 Wrapper = Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]]
 Vectorization = Literal["sync", "async", "native"]
 
+_SUITES = {"ALE": atari_spec, "MinAtar": minatar_spec}
 _FLATTENED_TO_BITS = (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 
 
@@ -44,13 +51,14 @@ def resolve_env(env_id: EnvSource) -> EnvSpec | Callable[..., Any]:
     if not isinstance(env_id, str):
         return env_id
     registering_module, _, registered_id = env_id.rpartition(":")
+    suite = _SUITES.get(env_id.partition("/")[0])
     try:
         if registering_module:
             import_module(registering_module)
-        return gym.spec(registered_id)
+        return suite(env_id) if suite is not None else gym.spec(registered_id)
     except (gym.error.Error, ImportError) as unregistered:
         module, _, name = env_id.rpartition(".")
-        if not module or registering_module:
+        if not module or registering_module or suite is not None:
             raise ValueError(f"data.env_id: {unregistered}") from unregistered
         try:
             factory = getattr(import_module(module), name)
@@ -79,10 +87,8 @@ def make_env(
         ValueError: If its spaces are not such that a Q-function can act on them; names the field.
     """
     source = resolve_env(env_id)
-    try:
+    with _naming_fields():
         env = gym.make(source, **kwargs) if isinstance(source, EnvSpec) else source(**kwargs)
-    except gym.error.DependencyNotInstalled as missing:
-        raise ValueError(f"data.env_id: {missing}") from missing
     for wrapper in wrappers:
         env = wrapper(env)
     try:
@@ -166,9 +172,11 @@ def _make_native(
     if isinstance(source, EnvSpec):
         if source.vector_entry_point is None:
             raise ValueError(f"data.vectorization: {source.id} has no native vector environment; use sync or async")
-        envs = gym.make_vec(source, num_envs, vectorization_mode="vector_entry_point", **kwargs)
+        make = partial(gym.make_vec, source, vectorization_mode="vector_entry_point")
     else:
-        envs = source(num_envs=num_envs, **kwargs)
+        make = source  # type: ignore[assignment]
+    with _naming_fields():
+        envs = make(num_envs=num_envs, **kwargs)
     check_spaces(envs.single_observation_space, envs.single_action_space)
     if not isinstance(envs.single_observation_space, spaces.Box):
         to_bits = isinstance(envs.single_observation_space, _FLATTENED_TO_BITS)
@@ -176,6 +184,18 @@ def _make_native(
         if to_bits:
             envs = gym.wrappers.vector.DtypeObservation(envs, np.int8)
     return envs
+
+
+@contextmanager
+def _naming_fields() -> Iterator[None]:
+    try:
+        yield
+    except gym.error.DependencyNotInstalled as missing:
+        raise ValueError(f"data.env_id: {missing}") from missing
+    except TypeError as mistaken:
+        if "unexpected keyword argument" not in str(mistaken):
+            raise
+        raise ValueError(f"data.env_kwargs: {mistaken}") from mistaken
 
 
 def close_envs(envs: VectorEnv[Any, Any, Any]) -> None:

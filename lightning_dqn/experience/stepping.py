@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from gymnasium import spaces
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 
+from lightning_dqn.experience.autoreset import members_reset_alone
 from lightning_dqn.experience.envs import close_envs
 
 
@@ -36,6 +37,8 @@ class VectorStep(NamedTuple):
         episode_length: Steps of the episode up to this one, ``[N]``, int64.
         next_action_mask: Which actions are legal at ``next_observation``, ``[N, A]``, bool, all of them where
             ``terminated``; ``None`` if no mask is used.
+        learned_reward: What is learned from instead of ``reward``: the same, or clipped, ``[N]``, float64.
+        cut: Where learning looks no further ahead: ``terminated``, and a lost life if that is asked for, ``[N]``, bool.
     """
 
     next_observation: NDArray[Any]
@@ -47,11 +50,13 @@ class VectorStep(NamedTuple):
     episode_return: NDArray[np.float64]
     episode_length: NDArray[np.int64]
     next_action_mask: NDArray[np.bool_] | None
+    learned_reward: NDArray[np.float64]
+    cut: NDArray[np.bool_]
 
     @property
     def outcome(self) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
-        """What replay needs to know: reward, terminated, truncated, next observation, valid."""
-        return self.reward, self.terminated, self.truncated, self.next_observation, self.valid
+        """What replay needs to know: reward, terminated, truncated as learning sees them, next observation, valid."""
+        return self.learned_reward, self.cut, self.truncated, self.next_observation, self.valid
 
     @property
     def done(self) -> NDArray[np.bool_]:
@@ -73,6 +78,10 @@ class SeededEnvs:
         max_episode_steps: Cuts longer episodes off (a truncation); ``None`` leaves that to the environment, as does an
             environment that cannot be reset alone.
         mask_key: Where in ``info`` the environments say which actions are legal; ``None``: all are, always.
+        seed_every_episode: If false, only :meth:`reset` seeds, and later episodes go on in the environments' own random
+            numbers: for environments that are slow to seed.
+        reward_clip: Learning sees rewards clipped to ``[-reward_clip, reward_clip]``; returns do not change.
+        life_loss: Learning sees a terminal state where ``info["lives"]`` gets less; the episode goes on.
 
     Attributes:
         action_mask: Which actions are legal now, ``[N, A]``, bool; ``None`` if no mask is used.
@@ -86,6 +95,9 @@ class SeededEnvs:
         seeds: Iterator[int],
         max_episode_steps: int | None = None,
         mask_key: str | None = None,
+        seed_every_episode: bool = True,
+        reward_clip: float | None = None,
+        life_loss: bool = False,
     ) -> None:
         self.envs = envs
         self.num_envs = envs.num_envs
@@ -96,7 +108,7 @@ class SeededEnvs:
         self._first_action = int(space.start)
         self._may_be_infinite = np.issubdtype(envs.single_observation_space.dtype, np.floating)
         self._is_native = not isinstance(envs, SyncVectorEnv | AsyncVectorEnv)
-        self.resets_alone = not self._is_native or _resets_alone(envs, mask_key)
+        self.resets_alone = not self._is_native or members_reset_alone(envs, mask_key)
         # an episode can only be cut off by those who can then start the next one
         self.max_episode_steps = max_episode_steps if max_episode_steps and self.resets_alone else np.inf
         self.episode_seed = np.zeros(self.num_envs, np.int64)
@@ -105,6 +117,10 @@ class SeededEnvs:
         self._resets_next = np.zeros(self.num_envs, np.bool_)
         self._mask_key = mask_key
         self.action_mask = None
+        self.seed_every_episode = seed_every_episode
+        self.reward_clip = reward_clip
+        self.life_loss = life_loss
+        self._lives: NDArray[Any] = np.zeros(self.num_envs, np.int64)
 
     def reset(self) -> NDArray[Any]:
         """Starts a new episode in every environment; returns the first observations, ``[N, *O]``."""
@@ -118,6 +134,7 @@ class SeededEnvs:
         self._resets_next[:] = False
         self._check_finite(observation, np.zeros(self.num_envs))
         self.action_mask = self._masks(info, np.zeros(self.num_envs, np.bool_))
+        self._note_lives(info, np.ones(self.num_envs, np.bool_))
         return self._own(observation)
 
     def step(self, action: NDArray[np.int64]) -> VectorStep:
@@ -140,11 +157,12 @@ class SeededEnvs:
         truncated = (truncated | (self.episode_length >= self.max_episode_steps)) & ~terminated
         totals = self.episode_return.copy(), self.episode_length.copy()
         next_mask = self.action_mask = self._masks(info, terminated)
+        reward = np.asarray(reward, np.float64)
+        learned = self._as_learned(reward, terminated, info)
         done = terminated | truncated
         observation = self._start_episodes(done, following) if done.any() else following
         self._resets_next = done & (not self.resets_alone)
-        reward = np.asarray(reward, np.float64)
-        return VectorStep(following, reward, terminated, truncated, observation, valid, *totals, next_mask)
+        return VectorStep(following, reward, terminated, truncated, observation, valid, *totals, next_mask, *learned)
 
     def close(self) -> None:
         """Closes the environments and ends their processes."""
@@ -156,7 +174,8 @@ class SeededEnvs:
         if not self.resets_alone:
             return following
         seeds: list[int | None] = [None] * self.num_envs
-        for i in np.flatnonzero(done):
+        self.episode_seed[done] = -1
+        for i in np.flatnonzero(done & self.seed_every_episode):
             self.episode_seed[i] = seeds[i] = next(self.seeds)
         if self._is_native and self.num_envs == 1:
             observation, info = self.envs.reset(seed=seeds[0])
@@ -166,7 +185,27 @@ class SeededEnvs:
         masks = self._masks(info, ~done)
         if masks is not None and self.action_mask is not None:  # a reset says nothing of those that go on
             self.action_mask = np.where(done[:, None], masks, self.action_mask)
+        self._note_lives(info, done)
         return self._own(observation)
+
+    def _as_learned(
+        self, reward: NDArray[np.float64], terminated: NDArray[np.bool_], info: dict[str, Any]
+    ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """What learning sees of a step: the reward, and where it looks no further ahead."""
+        if self.reward_clip is not None:
+            reward = reward.clip(-self.reward_clip, self.reward_clip)
+        if not self.life_loss:
+            return reward, terminated
+        before = self._lives
+        self._note_lives(info, np.ones(self.num_envs, np.bool_))
+        return reward, terminated | (self._lives < before)
+
+    def _note_lives(self, info: dict[str, Any], of: NDArray[np.bool_]) -> None:
+        if not self.life_loss:
+            return
+        if "lives" not in info:
+            raise ValueError(f"data.life_loss: the environments' info has no 'lives', only {sorted(info)}")
+        self._lives = np.where(of, info["lives"], self._lives)
 
     def _masks(self, info: dict[str, Any], unused: NDArray[np.bool_]) -> NDArray[np.bool_] | None:
         """The legal actions in ``info``; all of them for environments in which none will be chosen."""
@@ -185,10 +224,7 @@ class SeededEnvs:
         masks[unused] = True
         if not masks.any(axis=1).all():
             i = int(np.flatnonzero(~masks.any(axis=1))[0])
-            raise ValueError(
-                f"data.action_mask: environment {i} has no legal action at step {self.episode_length[i]} of its "
-                f"episode (episode seed {self.episode_seed[i]})"
-            )
+            raise ValueError(f"data.action_mask: environment {i} has no legal action at {self._whereabouts(i)}")
         return masks
 
     def _own(self, observation: NDArray[Any]) -> NDArray[Any]:
@@ -201,53 +237,9 @@ class SeededEnvs:
         finite = np.isfinite(reward) & np.isfinite(observation).reshape(self.num_envs, -1).all(axis=1)
         i = int(np.flatnonzero(~finite)[0])
         what = "an observation" if np.isfinite(reward[i]) else f"a reward of {reward[i]}"
-        raise ValueError(
-            f"environment {i} returned {what} that is not finite at step {self.episode_length[i]} of its episode "
-            f"(episode seed {self.episode_seed[i]})"
-        )
+        raise ValueError(f"environment {i} returned {what} that is not finite at {self._whereabouts(i)}")
 
-
-def _resets_alone(envs: VectorEnv[Any, Any, Any], mask_key: str | None) -> bool:
-    """Whether a native environment's members can be reset one by one, found out by trying.
-
-    Raises:
-        ValueError: If they cannot and do not reset themselves on the step after the end either.
-    """
-    # the environment's own attribute first: the metadata dictionary can be shared between classes and be stale
-    mode = getattr(envs.unwrapped, "autoreset_mode", envs.metadata.get("autoreset_mode"))
-    if mode == AutoresetMode.SAME_STEP:
-        raise ValueError(
-            "data.vectorization: this native vector environment resets within the step that ends an episode, which "
-            "hides the last observation; make it with next-step autoreset"
-        )
-    alone = envs.num_envs == 1 or _leaves_others_alone(envs, mask_key)
-    if not alone and mode == AutoresetMode.DISABLED:
-        raise ValueError(
-            "data.vectorization: this native vector environment neither resets by itself nor some of its members "
-            "alone; use sync or async"
-        )
-    return alone
-
-
-def _leaves_others_alone(envs: VectorEnv[Any, Any, Any], mask_key: str | None) -> bool:
-    """Whether a masked reset of the first environment leaves the others as they are."""
-    mask = np.zeros(envs.num_envs, np.bool_)
-    mask[0] = True
-    seeds: list[int | None] = [1] + [None] * (envs.num_envs - 1)
-    rng = np.random.default_rng(0)
-    space = envs.single_action_space
-    assert isinstance(space, spaces.Discrete)
-    try:
-        first, info = envs.reset(seed=0)
-        first = first.copy()
-        for _ in range(100):
-            # an environment may break down at an illegal action
-            legal = info.get(mask_key or "", np.ones((envs.num_envs, space.n)))
-            before, *_, info = envs.step(space.start + (legal * rng.random(np.shape(legal))).argmax(axis=1))
-            before = before.copy()
-            if (before[1:] != first[1:]).any():  # only one that has left its start shows whether it was sent back
-                after, _ = envs.reset(seed=seeds, options={"reset_mask": mask})  # type: ignore[arg-type]
-                return bool((before[1:] == after[1:]).all())
-    except Exception:
-        return False
-    return False
+    def _whereabouts(self, i: int) -> str:
+        seed = self.episode_seed[i]
+        which = f"episode seed {seed}" if seed >= 0 else "which has no seed of its own"
+        return f"step {self.episode_length[i]} of its episode ({which})"

@@ -29,9 +29,7 @@ CLASSES = {"A": 15, "B": 10, "C": 7, "D": 14, "E": 14, "F": 11, "G": 11, "H": 5}
 """How many mistakes there are of each class."""
 
 NOT_APPLICABLE = {
-    "A11": "the vector environment of Atari hands out stale final observations: there are no Atari environments yet",
-    "A12": "a lost life taken for the end of a game: there are no environments with lives yet",
-    "A13": "EnvPool's resets: there is no adapter for it",
+    "A13": "EnvPool's resets: ALE has a vector environment of its own, so there is no adapter for EnvPool's",
     "C3": "a stack of frames that reaches over the head of the ring: frames are not stacked by the replay yet",
     "C4": "a stack of frames that reaches over a truncation: frames are not stacked by the replay yet",
     "C5": "stacks padded otherwise in replay than in acting: frames are not stacked by the replay yet",

@@ -173,12 +173,12 @@ CLOCK = (
         id="G9b",
         mistake="Evaluation plays in the environments of training",
         file="experience/datamodule",
-        old="        if self._evaluation_envs is None:\n            # a registered",
+        old="        if self._evaluation_envs is None:\n            count",
         new="""\
         if self.envs is not None:
             return self.envs.envs
         if self._evaluation_envs is None:
-            # a registered""",
+            count""",
         killers=("collector::test_evaluation_does_not_change_training",),
     ),
     Mutant(
