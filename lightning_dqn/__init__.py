@@ -11,8 +11,11 @@ from lightning_dqn.experience.exploration import EpsilonGreedy as EpsilonGreedy
 from lightning_dqn.experience.exploration import Explorer as Explorer
 from lightning_dqn.experience.exploration import EZGreedy as EZGreedy
 from lightning_dqn.experience.exploration import Greedy as Greedy
+from lightning_dqn.experience.frames import SharedFrames as SharedFrames
 from lightning_dqn.experience.masks import ActionMask as ActionMask
 from lightning_dqn.experience.minatar import MinAtarGame as MinAtarGame
+from lightning_dqn.experience.observations import ObservationStorage as ObservationStorage
+from lightning_dqn.experience.observations import WholeObservations as WholeObservations
 from lightning_dqn.experience.prioritized import PrioritizedReplayBuffer as PrioritizedReplayBuffer
 from lightning_dqn.experience.replay import ReplayBuffer as ReplayBuffer
 from lightning_dqn.experience.replay import ReplayDataset as ReplayDataset

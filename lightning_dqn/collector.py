@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +33,18 @@ class ExperienceCollector(Callback):
     Args:
         explorer: Chooses the actions.
         save_replay: Whether full checkpoints are accompanied by the replay, so that a resumed run goes on where it was.
+        overlap: Whether the environments step while the learner learns. Actions are then those of the weights before an
+            iteration's updates rather than after them, always, so a run is as reproducible as without.
 
     Raises:
-        ValueError: If two collectors would step the environments.
+        ValueError: If two collectors would step the environments, or an iteration with ``overlap`` takes more than one
+            step of all environments.
     """
 
-    def __init__(self, explorer: Explorer = EpsilonGreedy(), save_replay: bool = True) -> None:
+    def __init__(self, explorer: Explorer = EpsilonGreedy(), save_replay: bool = True, overlap: bool = False) -> None:
         self.explorer = explorer
         self.save_replay = save_replay
+        self.overlap = overlap
         self.episodes = 0
         self.iterations = 0
         self._recent: deque[tuple[float, int]] = deque(maxlen=100)
@@ -47,6 +52,8 @@ class ExperienceCollector(Callback):
         self._snapshots: list[str] = []
         self._restored: tuple[dict[str, NDArray[Any]], dict[str, Any]] | None = None
         self._last_log = (0, 0.0)
+        self._stepper: ThreadPoolExecutor | None = None
+        self._underway: tuple[NDArray[np.int64], NDArray[np.bool_] | None, Future[VectorStep]] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuses a second collector, and makes ``env_steps`` the x axis of Weights & Biases."""
@@ -55,6 +62,12 @@ class ExperienceCollector(Callback):
             raise ValueError(
                 "trainer.callbacks: two ExperienceCollectors would both step the environments; keep one (the CLI's is "
                 "configured under `collect:`)"
+            )
+        data = self._data(trainer)
+        if self.overlap and data is not None and data.train_frequency > data.num_envs:
+            raise ValueError(
+                f"collect.overlap: an iteration takes one step of all environments while it learns, but "
+                f"data.train_frequency ({data.train_frequency}) is more than data.num_envs ({data.num_envs})"
             )
         for logger in trainer.loggers:
             run = getattr(logger, "experiment", None)
@@ -74,6 +87,7 @@ class ExperienceCollector(Callback):
             self.explorer.load_state_dict({})
         self.rng = data.rng(RandomStream.EXPLORATION)
         self._envs = data.open()
+        self._stepper = ThreadPoolExecutor(1, "environments") if self.overlap else None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Fills the buffer with random experience, as far as it is not there already."""
@@ -83,6 +97,7 @@ class ExperienceCollector(Callback):
         if self._restored is not None:
             self._put_back(data)
         self._observation = self._envs.reset()
+        self._reference = data.buffer.remember(self._observation)
         if len(data.buffer) == 0:
             warmup = data.batch_size if trainer.fast_dev_run else data.learning_starts  # type: ignore[attr-defined]
             self._due = data.env_steps + warmup
@@ -90,6 +105,16 @@ class ExperienceCollector(Callback):
             while len(data.buffer) == 0:  # every window may still be open
                 self._collect(data, data.env_steps + 1, self._random)
         self._last_log = (data.env_steps, time.monotonic())
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: ReplayBatch, batch_idx: int
+    ) -> None:
+        """Sends the environments on their way, if they step while the learner learns."""
+        data = self._data(trainer)
+        if data is None or self._stepper is None or data.env_steps >= self._due + data.train_frequency:
+            return
+        action = self._explore(self._observation, data, trainer, pl_module)
+        self._underway = action, self._envs.action_mask, self._stepper.submit(self._envs.step, action)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: ReplayBatch, batch_idx: int
@@ -101,10 +126,21 @@ class ExperienceCollector(Callback):
         data.buffer.update_priorities(batch.index, torch.stack(outputs["td_error"]))
         self.iterations += 1
         self._due += data.train_frequency
-        with torch.no_grad(), trainer.precision_plugin.forward_context():
-            self._collect(data, self._due, lambda observation: self._explore(observation, data, pl_module))
+        if self._underway is not None:
+            action, action_mask, step = self._underway
+            self._underway = None
+            self._store(data, action, action_mask, step.result())
+        self._collect(data, self._due, lambda observation: self._explore(observation, data, trainer, pl_module))
         if trainer._logger_connector.should_update_logs:
             self._log(data, pl_module)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Waits for a step that is under way: the environments are closed next."""
+        self._wait()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Waits for a step that is under way: the environments are closed next."""
+        self._wait()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Notes when validation began."""
@@ -203,17 +239,34 @@ class ExperienceCollector(Callback):
         while data.env_steps < until:
             action = policy(self._observation)
             action_mask = self._envs.action_mask
-            step = self._envs.step(action)
-            masks = action_mask, step.next_action_mask
-            data.buffer.add(data.accumulator.add(self._observation, action, *step.outcome, *masks))
-            self._observation = step.observation
-            data.env_steps += int(step.valid.sum()) * data.world_size
-            self._note_ends(step)
+            self._store(data, action, action_mask, self._envs.step(action))
+
+    def _store(
+        self,
+        data: ExperienceDataModule,
+        action: NDArray[np.int64],
+        action_mask: NDArray[np.bool_] | None,
+        step: VectorStep,
+    ) -> None:
+        reference, following = self._reference, data.buffer.remember(step.next_observation)
+        masks = action_mask, step.next_action_mask
+        data.buffer.add(data.accumulator.add(reference, action, *step.outcome, following, step.valid, *masks))
+        starts = step.observation is not step.next_observation
+        self._reference = data.buffer.remember(step.observation, step.done) if starts else following
+        self._observation = step.observation
+        data.env_steps += int(step.valid.sum()) * data.world_size
+        self._note_ends(step)
+
+    def _wait(self) -> None:
+        if self._stepper is not None:
+            self._stepper.shutdown()
+        self._stepper = self._underway = None
 
     def _explore(
-        self, observation: NDArray[Any], data: ExperienceDataModule, pl_module: LightningModule
+        self, observation: NDArray[Any], data: ExperienceDataModule, trainer: Trainer, pl_module: LightningModule
     ) -> NDArray[np.int64]:
-        q_values = pl_module(torch.from_numpy(observation).to(pl_module.device)).cpu().numpy()
+        with torch.no_grad(), trainer.precision_plugin.forward_context():
+            q_values = pl_module(torch.from_numpy(observation).to(pl_module.device)).cpu().numpy()
         if self._envs.action_mask is not None:
             q_values = np.where(self._envs.action_mask, q_values, -np.inf)
         return self.explorer(q_values, data.env_steps, self.episodes, self.rng)

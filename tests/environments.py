@@ -14,7 +14,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from lightning_dqn import ReplayBuffer, Transition
+from lightning_dqn import ReplayBuffer, SharedFrames, Transition
 from lightning_dqn.experience.envs import make_envs
 from lightning_dqn.experience.stepping import SeededEnvs
 
@@ -86,6 +86,42 @@ class Chain(gym.Env):
     def close(self):
         if self.log is not None:
             self.log.close()
+
+
+class FilmedChain(gym.Wrapper):
+    """The chain in pictures: ``(2, 1, 9)``, the one before and this one; black before the first.
+
+    A picture has the three numbers of the chain in three bytes each.
+    """
+
+    observation_space = spaces.Box(0, 255, (2, 1, 9), np.uint8)
+
+    def __init__(self, **kwargs):
+        super().__init__(Chain(**kwargs))
+
+    def reset(self, *, seed=None, options=None):
+        observation, info = self.env.reset(seed=seed, options=options)
+        self.picture = _picture(observation)
+        return np.stack([np.zeros_like(self.picture), self.picture]), info
+
+    def step(self, action):
+        observation, *rest = self.env.step(action)
+        before, self.picture = self.picture, _picture(observation)
+        return np.stack([before, self.picture]), *rest
+
+    @staticmethod
+    def read(stacks):
+        """Chain observations of the newest pictures, ``[..., 3]``, once it is clear that the others belong there."""
+        before, now = np.moveaxis(np.asarray(stacks)[..., 0, :].astype(np.int64), -2, 0)
+        before, now = (picture.reshape(*picture.shape[:-1], 3, 3) @ (1, 256, 65536) for picture in (before, now))
+        first = now[..., 0] == 0
+        assert (before[first] == 0).all()
+        assert (before[~first] == now[~first] - (1, 0, 0)).all()
+        return now.astype(np.float32)
+
+
+def _picture(observation):
+    return np.array([[int(number) >> 8 * byte & 255 for number in observation for byte in range(3)]], np.uint8)
 
 
 class ChainVector(VectorEnv):
@@ -507,8 +543,8 @@ NOT_AN_ENVIRONMENT = 42
 class RecordingBuffer(ReplayBuffer):
     """Remembers every transition stored and every batch drawn, also what has been overwritten since."""
 
-    def __init__(self, capacity=100_000):
-        super().__init__(capacity)
+    def __init__(self, capacity=100_000, observations=None):
+        super().__init__(capacity, observations)
         self.added = []
         self.sampled = []
         self.added_before_sample = []
@@ -530,8 +566,64 @@ class RecordingBuffer(ReplayBuffer):
         return Transition(*(None if field[0] is None else np.concatenate(field) for field in fields))
 
 
+class FilmingBuffer(RecordingBuffer):
+    """Keeps the pictures of a :class:`FilmedChain` as shared frames; what it remembers are the chain's own numbers."""
+
+    def __init__(self, capacity=100_000):
+        super().__init__(capacity, SharedFrames(2, spare_frames=100))
+
+    def add(self, transition):
+        super().add(transition)
+        slots = np.arange(self._count - len(transition.action), self._count) % self.capacity
+        before, after = map(FilmedChain.read, self.observations.take(slots))
+        self.added[-1] = self.added[-1]._replace(observation=before, next_observation=after)
+
+    def sample(self, num_updates, batch_size, rng, env_steps=0):
+        batch = super().sample(num_updates, batch_size, rng, env_steps)
+        drawn = self.sampled[-1]
+        before, after = map(FilmedChain.read, (drawn.observation, drawn.next_observation))
+        self.sampled[-1] = drawn._replace(observation=before, next_observation=after)
+        return batch
+
+
 gym.register("Chain-v0", entry_point=Chain, vector_entry_point=ChainVector)
 gym.register("Noise-v0", entry_point=Noise)
+
+
+class Film(gym.Env):
+    """Stacks of random pictures, of episodes that end in one way or the other after a random number of steps.
+
+    The first stack repeats the first picture, or has black ones before it, as ``padding`` says; now and then a picture
+    equals the one before it.
+    """
+
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, stack_size=4, channels=1, padding="repeat", dtype="uint8", longest=12):
+        shape = (stack_size * channels, 3, 5)
+        self.observation_space = spaces.Box(0, 255 if dtype == "uint8" else 1, shape, np.dtype(dtype))
+        self.stack_size, self.channels, self.padding, self.longest = stack_size, channels, padding, longest
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        first = self.picture()
+        before = first if self.padding == "repeat" else np.zeros_like(first)
+        self.pictures = [before] * (self.stack_size - 1) + [first]
+        self.left = int(self.np_random.integers(1, self.longest + 1))
+        return np.concatenate(self.pictures), {}
+
+    def step(self, action):
+        still = self.np_random.random() < 0.1
+        self.pictures = [*self.pictures[1:], self.pictures[-1] if still else self.picture()]
+        self.left -= 1
+        terminated, truncated = self.left == 0, self.left == 0 and self.np_random.random() < 0.5
+        ended = terminated and not truncated
+        return np.concatenate(self.pictures), float(self.np_random.normal()), ended, bool(truncated), {}
+
+    def picture(self):
+        high = int(self.observation_space.high.flat[0]) + 1
+        shape = (self.channels, *self.observation_space.shape[1:])
+        return self.np_random.integers(high, size=shape).astype(self.observation_space.dtype)
 
 
 class Pictures(gym.Env):

@@ -1,7 +1,10 @@
 import csv
 import hashlib
 import shutil
+import threading
+import time
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +16,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader
 
 from lightning_dqn import (
+    Boltzmann,
     DQNLightningModule,
     EpisodeDecay,
     EpsilonGreedy,
@@ -641,3 +645,114 @@ def test_a_second_fit_of_the_same_trainer_starts_from_the_start_and_saves_its_ow
     trainer.save_checkpoint(tmp_path / "second.ckpt")
     arrays, _ = load_snapshot(tmp_path / "replay/128/rank0")
     assert (arrays["observation"] == data.buffer.state_arrays()["observation"]).all()
+
+
+# -- environments that step while the learner learns -------------------------------------------------------------------
+
+
+class Meeting(Noise):
+    """Waits in every step but those of the warm-up until the learner learns."""
+
+    learning = threading.Event()
+    waits = False
+
+    def step(self, action):
+        if self.waits:
+            assert Meeting.learning.wait(timeout=30), "the learner waits for the environments"
+        return super().step(action)
+
+
+def overlapping(**kwargs):
+    return make_data(**({"train_frequency": 2} | kwargs))
+
+
+def test_environments_step_while_the_learner_learns(make_trainer, make_model, monkeypatch):
+    data, steps = overlapping(env_id=Meeting), []
+    model = make_model(data)
+    learn = model.training_step
+
+    def training_step(*args):
+        steps.append(data.env_steps)
+        Meeting.learning.set()
+        return learn(*args)
+
+    class Wait(Callback):
+        def on_train_batch_start(self, *args):
+            monkeypatch.setattr(Meeting, "waits", True)
+            Meeting.learning.clear()
+
+    monkeypatch.setattr(model, "training_step", training_step)
+    collector = ExperienceCollector(overlap=True)
+    make_trainer(callbacks=[Wait(), collector], limit_val_batches=0).fit(model, data)
+    # two updates an iteration, before its steps count
+    assert steps == [step for step in range(20, 60, 2) for _ in range(2)]
+
+
+def test_with_overlap_actions_are_those_of_the_weights_before_the_updates(make_trainer, make_model):
+    weights, acted = [], []
+
+    class Check(Greedy):
+        def __call__(self, q_values, env_steps, episodes, rng):
+            acted.append((env_steps, model.gradient_steps))
+            weights.append(model.online.torso.layers[1][0].weight.detach().clone())
+            return super().__call__(q_values, env_steps, episodes, rng)
+
+    data = overlapping()
+    model = make_model(data)
+    make_trainer(callbacks=[ExperienceCollector(Check(), overlap=True)], limit_val_batches=0).fit(model, data)
+    assert acted == [(20 + 2 * i, 2 * i) for i in range(20)]
+    assert all(not torch.equal(one, other) for one, other in pairwise(weights))
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"env_id": MaskedChain, "action_mask": "legal"}, {"num_envs": 3, "n_step": 3}])
+def test_with_overlap_a_run_is_reproducible_and_keeps_pace(make_trainer, make_model, kwargs):
+    digests = []
+    for _ in range(2):
+        data, clock = overlapping(**kwargs), Clock()
+        model = make_model(data)
+        callbacks = [ExperienceCollector(Boltzmann(), overlap=True), clock]
+        make_trainer(callbacks=callbacks, max_epochs=2, limit_val_batches=0).fit(model, data)
+        digests.append(digest(model, data.buffer))
+        assert [steps for steps, _ in clock.ticks] == [up_to(20 + 2 * i, data.num_envs) for i in range(41)]
+        assert "environments" not in {thread.name.split("_")[0] for thread in threading.enumerate()}
+    assert digests[0] == digests[1]
+
+
+def test_with_overlap_an_iteration_is_at_most_one_step_of_all(make_trainer, make_model):
+    data = overlapping(train_frequency=3)
+    with pytest.raises(ValueError, match=r"^collect\.overlap: .*data\.train_frequency \(3\).*data\.num_envs \(2\)"):
+        make_trainer(callbacks=[ExperienceCollector(overlap=True)]).fit(make_model(data), data)
+
+
+@pytest.mark.parametrize("who", ["learner", "environment"])
+def test_whoever_fails_the_environments_are_closed_after_their_step(make_trainer, make_model, monkeypatch, who):
+    events = []
+
+    class Slow(Noise):
+        steps = 0
+
+        def step(self, action):
+            Slow.steps += 1
+            if Slow.steps > 30:
+                time.sleep(0.2)
+                if who == "environment":
+                    raise RuntimeError("the environment failed")
+            events.append("step")
+            return super().step(action)
+
+        def close(self):
+            events.append("close")
+
+    data = overlapping(env_id=Slow)
+    model = make_model(data)
+
+    def training_step(*args):
+        if Slow.steps > 30:
+            raise RuntimeError("the learner failed")
+        return DQNLightningModule.training_step(model, *args)
+
+    monkeypatch.setattr(model, "training_step", training_step if who == "learner" else model.training_step)
+    with pytest.raises(RuntimeError, match=f"the {who} failed"):
+        make_trainer(callbacks=[ExperienceCollector(overlap=True)], limit_val_batches=0).fit(model, data)
+    assert "step" not in events[events.index("close", events.index("step")) :]
+    assert "environments" not in {thread.name.split("_")[0] for thread in threading.enumerate()}

@@ -23,7 +23,7 @@ SMALL = [
     "--data.max_eval_steps=20",
 ]
 # the replay of a million images would not fit into a test
-SMALLER = {"atari": ["--data.buffer.capacity=500", "--data.eval_num_envs=2"]}
+SMALLER = {"atari": ["--data.buffer.capacity=500", "--data.train_frequency=2", "--data.eval_num_envs=2"]}
 ENVIRONMENTS = [*sorted(name for name, path in shipped_configs().items() if path.parent.name == "env"), "tutorial"]
 
 

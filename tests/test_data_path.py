@@ -15,6 +15,8 @@ from tests.environments import (
     CHAIN_LIMITS,
     Chain,
     ChainVector,
+    FilmedChain,
+    FilmingBuffer,
     MaskedChain,
     MaskedChainVector,
     Mortal,
@@ -59,6 +61,8 @@ ENVIRONMENTS = {
         "env_kwargs": {"at_the_end": "missing"},
     },
     "async": {"env_id": Chain, "vectorization": "async"},
+    "sync, in pictures": {"env_id": FilmedChain, "vectorization": "sync", "buffer": FilmingBuffer},
+    "async, in pictures": {"env_id": FilmedChain, "vectorization": "async", "buffer": FilmingBuffer},
     "native, mask honoured": {"env_id": ChainVector, "vectorization": "native"},
     "native, mask ignored": {
         "env_id": ChainVector,
@@ -104,13 +108,23 @@ def expected_starts(steps, n_step, limits=CHAIN_LIMITS):
     return expected
 
 
-def collect(make_trainer, make_model, log, n_step, capacity, gamma=GAMMA, limits=CHAIN_LIMITS, **source):
+def collect(
+    make_trainer,
+    make_model,
+    log,
+    n_step,
+    capacity,
+    gamma=GAMMA,
+    limits=CHAIN_LIMITS,
+    buffer=RecordingBuffer,
+    **source,
+):
     """Trains for 220 environment steps; returns the buffer and the steps that were taken."""
     log.mkdir()
     source["env_kwargs"] = {"log": str(log), "limits": limits, **source.get("env_kwargs", {})}
     data = ExperienceDataModule(
         num_envs=NUM_ENVS,
-        buffer=RecordingBuffer(capacity),
+        buffer=buffer(capacity),
         n_step=n_step,
         gamma=gamma,
         batch_size=5,

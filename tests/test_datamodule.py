@@ -101,6 +101,50 @@ def test_a_bad_argument_is_refused_by_name_before_anything_is_made(monkeypatch, 
     assert Counted.made == 0
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"storage_device": "moon"}, r"^data\.storage_device: 'moon' is no device: "),
+        ({"storage_device": "meta", "storage_dir": "replay"}, r"^data\.storage_dir and data\.storage_device name two"),
+    ],
+)
+def test_a_place_that_is_none_is_refused(arguments, said):
+    with pytest.raises(ValueError, match=said):
+        small(**arguments)
+
+
+def test_a_device_that_is_not_there_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=r"^data\.storage_device: there is no CUDA device here$"):
+        small(storage_device="cuda")
+
+
+@pytest.mark.parametrize(
+    ("asked", "own", "used"),
+    [("cpu", "cuda:1", "cpu"), ("cuda", "cuda:1", "cuda:1"), ("cuda:0", "cuda:1", "cuda:0"), ("cuda", "cpu", "cuda")],
+)
+def test_each_process_keeps_observations_on_its_own_device(monkeypatch, asked, own, used):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    places = []
+    data = small(storage_device=asked)
+    data.trainer = SimpleNamespace(global_rank=0, world_size=1, strategy=SimpleNamespace(root_device=torch.device(own)))
+    monkeypatch.setattr(data.buffer, "allocate", lambda *args: places.append(args[-1]))
+    data.open()
+    data.close()
+    assert [place.device for place in places] == [torch.device(used)]
+
+
+def test_a_run_can_keep_its_observations_on_disk(make_trainer, make_model, tmp_path):
+    stored = []
+    for directory in (None, str(tmp_path / "replay")):
+        data = small(storage_dir=directory)
+        make_trainer(max_epochs=1, limit_val_batches=0).fit(make_model(data), data)
+        stored.append(data.buffer.state_arrays())
+    assert isinstance(stored[1]["observation"].base, np.memmap)
+    assert all((stored[0][name] == stored[1][name]).all() for name in stored[0])
+    assert list((tmp_path / "replay").iterdir()) == []
+
+
 def test_a_batch_larger_than_the_buffer_is_refused():
     with pytest.raises(ValueError, match=r"data\.batch_size \(65\) is larger than .*data\.buffer\.capacity: 64"):
         small(Counted, batch_size=65, buffer=ReplayBuffer(64))

@@ -54,9 +54,12 @@ MAY_IMPORT = {
         "watchers",
     },
     # experience
-    "replay": {"memory", "transition"},
+    "rows": {"memory"},
+    "observations": {"rows"},
+    "frames": {"observations", "rows"},
+    "replay": {"observations", "rows", "transition"},
     "sum_tree": set(),
-    "prioritized": {"replay", "schedules", "sum_tree", "transition"},
+    "prioritized": {"observations", "replay", "rows", "schedules", "sum_tree", "transition"},
     "datamodule": {
         "atari_scores",
         "autoreset",
@@ -64,6 +67,7 @@ MAY_IMPORT = {
         "evaluation",
         "hparams",
         "replay",
+        "rows",
         "stepping",
     },
     # where they meet

@@ -6,9 +6,11 @@ import math
 import os
 from collections.abc import Sequence
 from enum import IntEnum
+from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
+import torch
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import VectorEnv
@@ -27,6 +29,7 @@ from lightning_dqn.experience.envs import (
 )
 from lightning_dqn.experience.evaluation import EvaluationEpisodes, EvaluationSchedule
 from lightning_dqn.experience.replay import NStepAccumulator, ReplayBuffer, ReplayDataset
+from lightning_dqn.experience.rows import Place
 from lightning_dqn.experience.stepping import SeededEnvs, episode_seeds
 from lightning_dqn.hparams import save_plain_hyperparameters
 
@@ -71,6 +74,9 @@ class ExperienceDataModule(LightningDataModule):
             Evaluation episodes always have their seeds.
         buffer: Where transitions are kept; if not given, a :class:`~lightning_dqn.experience.replay.ReplayBuffer` of
             100,000.
+        storage_dir: A folder on disk in which observations are kept, in a file that is mapped into memory; for replay
+            larger than that. Nothing of it is left behind.
+        storage_device: The device that observations are kept on: ``cpu``, or ``cuda`` for the one that learns.
         n_step: Longest n-step window.
         gamma: Discount of one environment step, in [0, 1].
         batch_size: Transitions per gradient step.
@@ -102,6 +108,8 @@ class ExperienceDataModule(LightningDataModule):
         life_loss: bool = False,
         seed_every_episode: bool = True,
         buffer: ReplayBuffer | None = None,
+        storage_dir: str | None = None,
+        storage_device: str = "cpu",
         n_step: int = 1,
         gamma: float = 0.99,
         batch_size: int = 64,
@@ -138,6 +146,10 @@ class ExperienceDataModule(LightningDataModule):
             raise ValueError(f"data.reward_clip must be positive and finite, got {reward_clip}")
         self.buffer = ReplayBuffer() if buffer is None else buffer
         _check_capacity(self.buffer.capacity, batch_size, num_envs * n_step)
+        self.storage_dir = None if storage_dir is None else Path(storage_dir)
+        self.storage_device = _check_device(storage_device)
+        if self.storage_dir is not None and self.storage_device.type != "cpu":
+            raise ValueError("data.storage_dir and data.storage_device name two places; choose one")
         resolve_env(env_id)
         self.env_id = env_id
         self.num_envs = num_envs
@@ -226,7 +238,8 @@ class ExperienceDataModule(LightningDataModule):
             MemoryError: If the buffer does not fit, before it is allocated.
         """
         mask_size = 0 if self.action_mask is None else self.num_actions
-        self.buffer.allocate(self.observation_shape, self.observation_dtype, mask_size)
+        place = Place(self.storage_dir, self._device())
+        self.buffer.allocate(self.observation_shape, self.observation_dtype, mask_size, place)
         envs = self._make_envs(self.num_envs, self.vectorization)
         self.episode_rng = self.rng(RandomStream.ENVIRONMENTS)
         self.replay_rng = self.rng(RandomStream.REPLAY)
@@ -302,6 +315,14 @@ class ExperienceDataModule(LightningDataModule):
             close_envs(self._evaluation_envs)
         self.envs = self._evaluation_envs = None
 
+    def _device(self) -> torch.device:
+        """That of this process, if it is of the kind asked for: with several devices each process has its own."""
+        asked = self.storage_device
+        if asked.type == "cpu" or ":" in str(asked) or self.trainer is None:
+            return asked
+        own: torch.device = self.trainer.strategy.root_device
+        return own if own.type == asked.type else asked
+
     def _episodes(self, stream: RandomStream) -> EvaluationSchedule:
         rng = np.random.default_rng(np.random.SeedSequence([self.eval_seed, 0, stream]))
         seeds = [int(seed) for seed in rng.integers(2**31, size=self.eval_episodes)]
@@ -358,6 +379,16 @@ def _check_at_least(least: int, **arguments: int) -> None:
     for name, value in arguments.items():
         if value < least:
             raise ValueError(f"data.{name} must be at least {least}, got {value}")
+
+
+def _check_device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"data.storage_device: {name!r} is no device: {str(error).splitlines()[0]}") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError("data.storage_device: there is no CUDA device here")
+    return device
 
 
 def _check_capacity(capacity: int, batch_size: int, at_once: int) -> None:

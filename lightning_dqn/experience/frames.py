@@ -164,8 +164,8 @@ class SharedFrames(ObservationStorage):
             )
         if shape[2] < min(shape[:2]):
             raise ValueError(
-                f"data.buffer.observations: channels come first, but the observations are {tuple(shape)}; transpose them "
-                "in a wrapper"
+                f"data.buffer.observations: channels come first, but the observations are {tuple(shape)}; transpose "
+                "them in a wrapper"
             )
         if shape[0] % self.stack_size:
             raise ValueError(

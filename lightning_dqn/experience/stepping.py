@@ -54,9 +54,9 @@ class VectorStep(NamedTuple):
     cut: NDArray[np.bool_]
 
     @property
-    def outcome(self) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
-        """What replay needs to know: reward, terminated, truncated as learning sees them, next observation, valid."""
-        return self.learned_reward, self.cut, self.truncated, self.next_observation, self.valid
+    def outcome(self) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+        """What replay needs to know of the way here: reward, terminated, truncated, as learning is to see them."""
+        return self.learned_reward, self.cut, self.truncated
 
     @property
     def done(self) -> NDArray[np.bool_]:

@@ -30,9 +30,6 @@ CLASSES = {"A": 15, "B": 10, "C": 7, "D": 14, "E": 14, "F": 11, "G": 11, "H": 5}
 
 NOT_APPLICABLE = {
     "A13": "EnvPool's resets: ALE has a vector environment of its own, so there is no adapter for EnvPool's",
-    "C3": "a stack of frames that reaches over the head of the ring: frames are not stacked by the replay yet",
-    "C4": "a stack of frames that reaches over a truncation: frames are not stacked by the replay yet",
-    "C5": "stacks padded otherwise in replay than in acting: frames are not stacked by the replay yet",
     "C6": "rows that only close an episode: a transition holds both of its observations, so nothing has to be closed",
 }
 """Mistakes that cannot be made here, and why."""

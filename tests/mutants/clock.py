@@ -203,8 +203,8 @@ actions = self.act(observation, action_mask).cpu().numpy()
         id="G10b",
         mistake="Actions are stored as the environment calls them instead of as indices",
         file="collector",
-        old="data.accumulator.add(self._observation, action, ",
-        new="data.accumulator.add(self._observation, action + self._envs._first_action, ",
+        old="data.accumulator.add(reference, action, ",
+        new="data.accumulator.add(reference, action + self._envs._first_action, ",
         killers=("collector::test_stored_actions_are_indices",),
     ),
     Mutant(
