@@ -27,13 +27,13 @@ from matplotlib import pyplot as plt
 Curve = NDArray[np.float64]
 
 
-def train(config: str, seed: int, folder: Path, more: list[str]) -> tuple[Curve, Curve, float]:
-    """Runs one seed.
+def train(config: str, seed: int, folder: Path, more: list[str], name: str | None = None) -> tuple[Curve, Curve, float]:
+    """Runs one seed, unless it is in the folder already, under ``name`` and its seed.
 
     Returns:
         Environment steps and validation returns of its evaluations, and the seconds the whole command took.
     """
-    run = folder / f"{config}-{seed}"
+    run = folder / f"{name or config}-{seed}"
     if not (run / "seconds").exists():
         logger = f"{{class_path: CSVLogger, init_args: {{save_dir: {folder}, name: {run.name}, version: ''}}}}"
         command = [sys.executable, "-m", "lightning_dqn", "fit", "--config", config, "--seed_everything", str(seed)]

@@ -197,7 +197,13 @@ def test_the_arguments_of_a_data_module_are_hyper_parameters():
     assert data.hparams["num_envs"] == 3
     assert data.hparams["buffer"] == {
         "class_path": "lightning_dqn.experience.replay.ReplayBuffer",
-        "init_args": {"capacity": 500},
+        "init_args": {
+            "capacity": 500,
+            "observations": {
+                "class_path": "lightning_dqn.experience.observations.WholeObservations",
+                "init_args": {},
+            },
+        },
     }
 
 

@@ -1,0 +1,94 @@
+"""MinAtar by DQN and by Rainbow: learning curves of several seeds, and their interquartile means.
+
+Every run is the plain command in a process of its own. The score of a seed is the mean of 100 greedy episodes with the
+*last* weights. A run that is already in the folder is not repeated, so an interrupted benchmark goes on; runs that are
+not there yet are left out of the table with ``--have``.
+
+    python benchmarks/minatar.py
+    python benchmarks/minatar.py --games Breakout --algorithms dqn --seeds 1
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from classic_control import interquartile_mean, interval
+from learning_curve import Curve, train
+
+mpl.use("Agg")
+from matplotlib import pyplot as plt
+
+# at 5M frames, read off the figures of "MinAtar: An Atari-Inspired Testbed" (Young & Tian 2019), DQN, 30 seeds
+YOUNG_AND_TIAN_DQN = {"Asterix": 17, "Breakout": 10, "Freeway": 50, "Seaquest": 20.5, "SpaceInvaders": 44}
+ALGORITHMS = {"dqn": [], "rainbow": ["--config", "rainbow_minatar"]}
+
+
+def draw(curves: dict[str, list[tuple[Curve, Curve]]], game: str, out: Path) -> None:
+    """Draws every seed thin and the mean of each algorithm thick."""
+    figure, axes = plt.subplots(figsize=(7, 4), dpi=150, layout="constrained")
+    for color, (algorithm, runs) in zip(("tab:blue", "tab:orange"), curves.items(), strict=False):
+        for steps, returns in runs:
+            axes.plot(steps, returns, color=color, alpha=0.3, linewidth=1)
+        label = f"{algorithm}, mean of {len(runs)} seeds"
+        axes.plot(
+            runs[0][0], np.mean([returns for _, returns in runs], axis=0), color=color, linewidth=2.5, label=label
+        )
+    published = YOUNG_AND_TIAN_DQN[game]
+    label = f"DQN of Young & Tian at 5,000,000 ({published:g})"
+    axes.axhline(published, color="gray", linestyle="--", linewidth=1, label=label)
+    axes.set(title=f"MinAtar {game}", xlabel="environment steps", ylabel="mean return of greedy episodes")
+    axes.xaxis.set_major_formatter(mpl.ticker.StrMethodFormatter("{x:,.0f}"))
+    axes.grid(alpha=0.3)
+    axes.legend(loc="upper left", frameon=False)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out)
+
+
+def main() -> None:
+    """Runs what is missing, prints a table in Markdown and saves a picture of each game."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--games", nargs="+", choices=YOUNG_AND_TIAN_DQN, default=["Breakout", "Asterix"])
+    parser.add_argument("--algorithms", nargs="+", choices=ALGORITHMS, default=list(ALGORITHMS))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--folder", type=Path, default=Path("runs/minatar"))
+    parser.add_argument("--images", type=Path, default=Path("docs/images"))
+    parser.add_argument("--have", action="store_true", help="run nothing; show what is there")
+    parser.add_argument("more", nargs="*", help="further arguments of the command, after --")
+    options = parser.parse_args()
+    results = {}
+    for seed in range(options.seeds):  # a seed of everything before the next of anything
+        for game in options.games:
+            for algorithm in options.algorithms:
+                name = f"{game}-{algorithm}"
+                if options.have and not (options.folder / f"{name}-{seed}" / "seconds").exists():
+                    continue
+                more = [*ALGORITHMS[algorithm], "--data.env_id", f"MinAtar/{game}-v0", *options.more]
+                results[game, algorithm, seed] = train("minatar", seed, options.folder, more, name)
+    print("| game | algorithm | env steps | IQM | 95 % interval | seeds | env steps/s | Young & Tian, 5M |")
+    print("|---|---|---|---|---|---|---|---|")
+    for game in options.games:
+        curves: dict[str, list[tuple[Curve, Curve]]] = {}
+        for algorithm in options.algorithms:
+            runs = [
+                results[game, algorithm, seed] for seed in range(options.seeds) if (game, algorithm, seed) in results
+            ]
+            if not runs:
+                continue
+            curves[algorithm] = [(steps, returns) for steps, returns, _ in runs]
+            scores = np.array([returns[-1] for _, returns, _ in runs])
+            low, high = interval(scores)
+            steps, speed = runs[0][0][-1], np.median([steps[-1] / seconds for steps, _, seconds in runs])
+            iqm, seeds = f"{interquartile_mean(scores):.1f}", ", ".join(f"{score:.1f}" for score in scores)
+            print(
+                f"| {game} | {algorithm} | {steps:,.0f} | {iqm} | {low:.1f} to {high:.1f} | {seeds} | {speed:,.0f} | "
+                f"{YOUNG_AND_TIAN_DQN[game]:g} |"
+            )
+        if curves:
+            draw(curves, game, options.images / f"minatar_{game.lower()}.png")
+
+
+if __name__ == "__main__":
+    main()
