@@ -4,8 +4,8 @@ Every run is the plain command in a process of its own. The score of a seed is t
 *last* weights. A run that is already in the folder is not repeated, so an interrupted benchmark goes on; runs that are
 not there yet are left out of the table with ``--have``.
 
-    python benchmarks/minatar.py
-    python benchmarks/minatar.py --games Breakout --algorithms dqn --seeds 1
+    python benchmarks/minatar_games.py
+    python benchmarks/minatar_games.py --games Breakout --algorithms dqn --seeds 1
 """
 
 from __future__ import annotations
