@@ -23,7 +23,7 @@ from matplotlib import pyplot as plt
 
 # at 5M frames, read off the figures of "MinAtar: An Atari-Inspired Testbed" (Young & Tian 2019), DQN, 30 seeds
 YOUNG_AND_TIAN_DQN = {"Asterix": 17, "Breakout": 10, "Freeway": 50, "Seaquest": 20.5, "SpaceInvaders": 44}
-ALGORITHMS = {"dqn": [], "rainbow": ["--config", "rainbow_minatar"]}
+ALGORITHMS = {"dqn": ["--config", "dqn"], "rainbow": ["--config", "rainbow_minatar"]}
 
 
 def draw(curves: dict[str, list[tuple[Curve, Curve]]], game: str, out: Path) -> None:
