@@ -18,8 +18,11 @@ from numpy.typing import NDArray
 from lightning_dqn.experience.checkpoint import SnapshotError, load_snapshot, prune_snapshots, save_snapshot
 from lightning_dqn.experience.datamodule import ExperienceDataModule, RandomStream
 from lightning_dqn.experience.exploration import EpsilonGreedy, Explorer, uniform_actions
+from lightning_dqn.experience.rewind import EpisodeRecord
 from lightning_dqn.experience.stepping import VectorStep
 from lightning_dqn.transition import ReplayBatch
+
+_WINDOWS, _EPISODES = "windows_", "episodes_"
 
 
 class ExperienceCollector(Callback):
@@ -87,6 +90,7 @@ class ExperienceCollector(Callback):
             self.explorer.load_state_dict({})
         self.rng = data.rng(RandomStream.EXPLORATION)
         self._envs = data.open()
+        self._record = EpisodeRecord(data.num_envs, data.num_actions)
         self._stepper = ThreadPoolExecutor(1, "environments") if self.overlap else None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -94,10 +98,11 @@ class ExperienceCollector(Callback):
         data = self._data(trainer)
         if data is None:
             return
-        if self._restored is not None:
+        if self._restored is None:
+            self._observation = self._envs.reset()
+            self._reference = data.buffer.remember(self._observation)
+        else:
             self._put_back(data)
-        self._observation = self._envs.reset()
-        self._reference = data.buffer.remember(self._observation)
         if len(data.buffer) == 0:
             warmup = data.batch_size if trainer.fast_dev_run else data.learning_starts  # type: ignore[attr-defined]
             self._due = data.env_steps + warmup
@@ -114,6 +119,7 @@ class ExperienceCollector(Callback):
         if data is None or self._stepper is None or data.env_steps >= self._due + data.train_frequency:
             return
         action = self._explore(self._observation, data, trainer, pl_module)
+        self._record.note(self._envs.episode_length, action)
         self._underway = action, self._envs.action_mask, self._stepper.submit(self._envs.step, action)
 
     def on_train_batch_end(
@@ -192,7 +198,13 @@ class ExperienceCollector(Callback):
         if step not in self._snapshots:  # what stands there under this name is another run's
             shutil.rmtree(home / name, ignore_errors=True)
         meta = {"rngs": states, "gamma": data.gamma, "n_step": data.n_step}
-        save_snapshot(home / name, data.buffer.state_arrays(), meta)
+        parts = {
+            "": data.buffer.state_arrays(),
+            _WINDOWS: data.accumulator.state_arrays(),
+            _EPISODES: self._record.state_arrays(self._envs, self._observation),
+        }
+        arrays = {prefix + key: array for prefix, part in parts.items() for key, array in part.items()}
+        save_snapshot(home / name, arrays, meta)
         # the one before stays: until this checkpoint is written, the last one still refers to it
         self._snapshots = [*(other for other in self._snapshots if other != step), step][-2:]
         if trainer.is_global_zero:
@@ -227,6 +239,14 @@ class ExperienceCollector(Callback):
         data.buffer.load_state_arrays(arrays)
         for name, generator in self._rngs(data).items():
             generator.bit_generator.state = meta["rngs"][name]
+        self._observation, there = self._record.play_again(self._envs, _part(arrays, _EPISODES))
+        data.accumulator.load_state_arrays(_part(arrays, _WINDOWS), there)
+        self._reference = data.buffer.remember(self._observation, ~there)
+        if not there.all():
+            rank_zero_warn(
+                f"{(~there).sum()} of {len(there)} environments could not be brought back to where they were: they "
+                "begin new episodes."
+            )
         for name in ("gamma", "n_step"):
             if meta[name] != getattr(data, name):
                 rank_zero_warn(
@@ -238,6 +258,7 @@ class ExperienceCollector(Callback):
     def _collect(self, data: ExperienceDataModule, until: int, policy: Any) -> None:
         while data.env_steps < until:
             action = policy(self._observation)
+            self._record.note(self._envs.episode_length, action)
             action_mask = self._envs.action_mask
             self._store(data, action, action_mask, self._envs.step(action))
 
@@ -315,6 +336,10 @@ class ExperienceCollector(Callback):
         """The data module to fill; ``None`` when learning from some other dataloader."""
         data = trainer.datamodule  # type: ignore[attr-defined]
         return data if isinstance(data, ExperienceDataModule) else None
+
+
+def _part(arrays: dict[str, NDArray[Any]], prefix: str) -> dict[str, NDArray[Any]]:
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
 
 
 def _log_exactly(pl_module: LightningModule, name: str, value: float, prog_bar: bool = False) -> None:

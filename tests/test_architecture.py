@@ -15,7 +15,7 @@ PATH = {
         "ExperienceCollector._store",
         "ExperienceCollector._explore",
     ],
-    "experience/stepping": ["SeededEnvs.step", "SeededEnvs._start_episodes"],
+    "experience/stepping": ["SeededEnvs.step", "SeededEnvs._next_observation", "SeededEnvs.start_episodes"],
     "experience/replay": [
         "NStepAccumulator.add",
         "ReplayBuffer.remember",

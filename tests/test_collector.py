@@ -424,6 +424,7 @@ class Moment(Callback):
         self.env_steps, self.gradient_steps = data.env_steps, pl_module.gradient_steps
         self.arrays = {name: array.copy() for name, array in data.buffer.state_arrays().items()}
         self.observation_seeds = data.envs.episode_seed.tolist()
+        self.next_seeds = data.episode_rng.bit_generator.state
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if self.first_batch is None:
@@ -462,6 +463,7 @@ def test_a_resumed_run_goes_on_where_it_was(make_trainer, make_model, tmp_path, 
     arrays = {name: array.copy() for name, array in data.buffer.state_arrays().items()}
     next_seeds, next_draws = data.episode_rng.bit_generator.state, data.dataset.rng.bit_generator.state
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    episode_seeds = collector._envs.episode_seed.tolist()
 
     resumed = train(
         make_trainer, make_model, tmp_path, 3, tmp_path / "latest.ckpt", buffer=RecordingBuffer(capacity), **kwargs
@@ -476,10 +478,11 @@ def test_a_resumed_run_goes_on_where_it_was(make_trainer, make_model, tmp_path, 
     assert ("action_mask" in arrays) == ("next_action_mask" in arrays) == (source == MASKED)
     for rows in (moment.arrays, data.buffer.state_arrays()) if source == MASKED else ():
         assert_masks_are_right(Transition(**{name: rows[name] for name in Transition._fields}))
-    # the generators: the next episodes, the next batch
-    seeds, replay = np.random.default_rng(), np.random.default_rng()
-    seeds.bit_generator.state, replay.bit_generator.state = next_seeds, next_draws
-    assert moment.observation_seeds == [int(seeds.integers(2**31)) for _ in range(2)]
+    # the episodes, and the generators: the next episodes, the next batch
+    assert moment.observation_seeds == episode_seeds
+    assert moment.next_seeds == next_seeds
+    replay = np.random.default_rng()
+    replay.bit_generator.state = next_draws
     oldest = max(0, int(arrays["count"]) - capacity)
     expected_names = oldest + replay.integers(len(arrays["action"]), size=8)
     assert moment.first_batch.index.flatten().tolist() == expected_names.tolist()

@@ -66,6 +66,7 @@ class SharedFrames(ObservationStorage):
         self._count = 0
         self._reach = 0  # how many frames ago the oldest frame of a transition was stored, when it was: at most
         self._seen: NDArray[Any] | None = None
+        self._seen_names = np.full((0, self.stack_size), -1)
 
     def remember(self, observation: NDArray[Any], where: NDArray[np.bool_] | None = None) -> NDArray[Any]:
         """Stores the frames that are new.
@@ -78,7 +79,7 @@ class SharedFrames(ObservationStorage):
             Names of the frames of each observation, ``[N, stack_size]``, int64.
         """
         stacks = observation.reshape(len(observation), self.stack_size, *self.frames.shape[1:])
-        if self._seen is None:
+        if self._seen is None or len(self._seen) != len(stacks):
             self._seen = np.zeros_like(stacks)
             self._seen_names = np.full(stacks.shape[:2], -1)
         rows = np.arange(len(stacks)) if where is None else np.flatnonzero(where)
@@ -138,6 +139,7 @@ class SharedFrames(ObservationStorage):
             "frames": self.frames.numpy(min(self._count, self.frames.shape[0])),
             "frame_names": self._names[:size],
             "frame_count": np.array([self._count, self._reach], np.int64),
+            "frames_seen": self._seen_names,
         }
 
     def load_state_arrays(self, arrays: dict[str, NDArray[Any]], size: int) -> None:
@@ -147,9 +149,13 @@ class SharedFrames(ObservationStorage):
         kept = min(count, self.frames.shape[0])
         check_same_kind("frames", arrays, (kept, *self.frames.shape[1:]), self.frames.dtype)
         check_same_kind("frame_names", arrays, (size, *self._names.shape[1:]), self._names.dtype)
+        seen = arrays.get("frames_seen", np.empty((0, 0)))
+        check_same_kind("frames_seen", arrays, (len(seen), self.stack_size), np.dtype(np.int64))
         self.frames.put(0, arrays["frames"])
         self._names[:size] = arrays["frame_names"]
-        self._count, self._reach, self._seen = count, reach, None
+        self._count, self._reach = count, reach
+        self._seen_names = seen.copy()
+        self._seen = self.frames.take(np.maximum(seen, 0) % self.frames.shape[0]).cpu().numpy()
 
     def _check_images(self, shape: Sequence[int], dtype: np.dtype[Any]) -> None:
         if dtype not in (np.uint8, np.bool_):

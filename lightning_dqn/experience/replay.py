@@ -121,6 +121,27 @@ class NStepAccumulator:
         """Forgets the open windows, as when an episode is abandoned."""
         self._age[:] = 0
 
+    def state_arrays(self) -> dict[str, NDArray[Any]]:
+        """The open windows, by name; views, not copies."""
+        return {name: array for name, array in self._windows().items() if array is not None}
+
+    def load_state_arrays(self, arrays: dict[str, NDArray[Any]], where: NDArray[np.bool_]) -> None:
+        """Takes over what :meth:`state_arrays` gave, or nothing if it was of other windows or another ``N``.
+
+        Args:
+            arrays: By name.
+            where: Environments whose windows are still open, ``[N]``; those of the others are forgotten.
+        """
+        self.clear()
+        if arrays["age"].shape != self._age.shape:
+            return
+        for name in self._windows():
+            setattr(self, f"_{name}", arrays[name].copy() if name in arrays else None)
+        self._age[:, ~where] = 0
+
+    def _windows(self) -> dict[str, NDArray[Any] | None]:
+        return {name: getattr(self, f"_{name}") for name in ("slot", "age", "reward", "action", "observation", "mask")}
+
 
 class ReplayBuffer:
     """A ring of transitions, sampled uniformly and with replacement.

@@ -160,7 +160,7 @@ class SeededEnvs:
         reward = np.asarray(reward, np.float64)
         learned = self._as_learned(reward, terminated, info)
         done = terminated | truncated
-        observation = self._start_episodes(done, following) if done.any() else following
+        observation = self._next_observation(done, following) if done.any() else following
         self._resets_next = done & (not self.resets_alone)
         return VectorStep(following, reward, terminated, truncated, observation, valid, *totals, next_mask, *learned)
 
@@ -168,15 +168,22 @@ class SeededEnvs:
         """Closes the environments and ends their processes."""
         close_envs(self.envs)
 
-    def _start_episodes(self, done: NDArray[np.bool_], following: NDArray[Any]) -> NDArray[Any]:
+    def start_episodes(self, done: NDArray[np.bool_], seeds_of_all: Iterator[int] | None = None) -> NDArray[Any]:
+        """Starts new episodes in some environments, which must be such that their members can be reset alone.
+
+        Args:
+            done: In which, ``[N]``, at least one.
+            seeds_of_all: A seed for each of them; if not given, as at the end of an episode.
+
+        Returns:
+            What all environments show now, ``[N, *O]``.
+        """
         self.episode_return[done] = 0
         self.episode_length[done] = 0
-        if not self.resets_alone:
-            return following
         seeds: list[int | None] = [None] * self.num_envs
         self.episode_seed[done] = -1
-        for i in np.flatnonzero(done & self.seed_every_episode):
-            self.episode_seed[i] = seeds[i] = next(self.seeds)
+        for i in np.flatnonzero(done & (self.seed_every_episode or seeds_of_all is not None)):
+            self.episode_seed[i] = seeds[i] = next(seeds_of_all or self.seeds)
         if self._is_native and self.num_envs == 1:
             observation, info = self.envs.reset(seed=seeds[0])
         else:  # gymnasium pops the mask from the dictionary it is given, hence a new one every time
@@ -187,6 +194,13 @@ class SeededEnvs:
             self.action_mask = np.where(done[:, None], masks, self.action_mask)
         self._note_lives(info, done)
         return self._own(observation)
+
+    def _next_observation(self, done: NDArray[np.bool_], following: NDArray[Any]) -> NDArray[Any]:
+        if self.resets_alone:
+            return self.start_episodes(done)
+        self.episode_return[done] = 0
+        self.episode_length[done] = 0
+        return following
 
     def _as_learned(
         self, reward: NDArray[np.float64], terminated: NDArray[np.bool_], info: dict[str, Any]

@@ -30,6 +30,7 @@ from lightning_dqn.learner.networks import HeadFactory, MLPTorso, QNetwork, Tors
 from lightning_dqn.learner.targets import DoubleQLearning, TargetRule, check_that_they_fit
 from lightning_dqn.learner.threads import limit_threads, restore_threads
 from lightning_dqn.learner.watchers import updates_are_watched
+from lightning_dqn.rng import restore_shared_random_state, shared_random_state
 from lightning_dqn.transition import ReplayBatch
 
 
@@ -106,6 +107,7 @@ class DQNLightningModule(LightningModule):
         self.target_update_period = target_update_period
         self.target_update_rate = target_update_rate
         self.gradient_steps = 0
+        self._random_state: dict[str, Any] | None = None
         self.validation_metrics = EpisodeMetrics()
         self.test_metrics = EpisodeMetrics()
         self._iteration = _Iteration()
@@ -340,8 +342,9 @@ class DQNLightningModule(LightningModule):
         ]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the number of gradient steps, on which the target network's moves depend."""
+        """Adds the number of gradient steps, on which the target network's moves depend, and the shared generators."""
         checkpoint["gradient_steps"] = self.gradient_steps
+        checkpoint["random_state"] = shared_random_state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes the number of gradient steps over.
@@ -357,6 +360,13 @@ class DQNLightningModule(LightningModule):
                     "environment (data.env_id)?"
                 )
         self.gradient_steps = checkpoint["gradient_steps"]
+        self._random_state = checkpoint.get("random_state")
+
+    def on_train_start(self) -> None:
+        """Puts the shared generators back, as the last thing before training goes on."""
+        state, self._random_state = self._random_state, None
+        if state is not None and self.trainer.ckpt_path is not None:
+            restore_shared_random_state(state)
 
     def _play(self, episodes: Any, metrics: EpisodeMetrics) -> None:
         played = episodes.play(self._policy)
