@@ -92,7 +92,7 @@ def test_ctrl_c_ends_a_run_at_a_step_boundary_with_a_checkpoint_that_resumes(mak
     report = json.loads(output.splitlines()[-1])
     assert report["interrupted"]
     assert report["restored"]
-    assert report["validated"]
+    assert not report["validated"], "it would take who knows how long"
     # the iteration was finished: all its gradient steps, then all its environment steps
     assert report["gradient_steps"] == report["learned"] > 0
     assert report["env_steps"] == 64 + report["gradient_steps"] // 2 * 4
@@ -160,7 +160,7 @@ def make_data():
     )
 
 
-def test_the_first_ctrl_c_finishes_the_iteration_and_evaluates_and_saves(make_trainer, make_model, tmp_path):
+def test_the_first_ctrl_c_finishes_the_iteration_and_saves(make_trainer, make_model, tmp_path):
     data, interrupt, graceful = make_data(), Interrupt(), GracefulInterrupt()
     latest = ModelCheckpoint(tmp_path, "latest", save_on_train_epoch_end=False)
     trainer = make_trainer(callbacks=[graceful, interrupt, latest], enable_checkpointing=True, max_epochs=5)
@@ -168,7 +168,8 @@ def test_the_first_ctrl_c_finishes_the_iteration_and_evaluates_and_saves(make_tr
     assert graceful.interrupted
     assert interrupt.learned == 3
     assert data.env_steps == 64 + 3 * 4
-    assert "val/return" in trainer.callback_metrics
+    assert "val/return" not in trainer.callback_metrics
+    assert trainer.limit_val_batches == 1.0
     assert (
         torch.load(tmp_path / "latest.ckpt", weights_only=True)["ExperienceDataModule"]["env_steps"] == data.env_steps
     )

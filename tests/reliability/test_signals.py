@@ -1,0 +1,68 @@
+"""A signal at any iteration: what is saved goes on to the same end, bit for bit."""
+
+import signal
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from lightning_dqn.cli import DQNCLI
+from tests.reliability.test_resume import arguments, fit, rows
+
+ITERATIONS = 6  # of an epoch of 96 steps, 16 at a time
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["lightning-dqn"])
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+
+
+def check(folder, algorithm, num_envs, iteration, name):
+    """Raises a signal, goes on from what was saved, and compares with a run that had none."""
+    signalled = (
+        "--trainer.callbacks=[{class_path: tests.reliability.interrupting.Raise, "
+        f"init_args: {{iteration: {iteration}, name: {name}}}}}]"
+    )
+    whole = fit(arguments(algorithm, num_envs, folder / "whole", 4))
+    code = {"SIGTERM": 128 + signal.SIGTERM, "SIGINT": 130}[name]
+    with pytest.raises(SystemExit) as ended:
+        DQNCLI(arguments(algorithm, num_envs, folder / "first", 4, [signalled]))
+    assert ended.value.code == code
+    path = f"--ckpt_path={folder / 'first' / 'latest' / 'latest.ckpt'}"
+    resumed = fit([*arguments(algorithm, num_envs, folder / "second", 4), path])
+    assert resumed == whole
+    assert rows(folder / "first", 4) + rows(folder / "second", 4) == rows(folder / "whole", 4)
+
+
+# within the first epoch, on the last iteration of an epoch, the first of one, and within the last
+@pytest.mark.parametrize(
+    ("iteration", "name"), [(2, "SIGTERM"), (5, "SIGTERM"), (5, "SIGINT"), (12, "SIGINT"), (20, "SIGTERM")]
+)
+def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path, iteration, name):
+    check(tmp_path, "noisy", 3, iteration, name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("repetition", range(50))
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_at_any_iteration(tmp_path, name, repetition):
+    iteration = int(np.random.default_rng().integers(4 * ITERATIONS - 1))
+    check(tmp_path, "rainbow", 4, iteration, name)
+
+
+def test_a_signal_to_save_changes_nothing_else(tmp_path):
+    signalled = (
+        "--trainer.callbacks=[{class_path: tests.reliability.interrupting.Raise, "
+        "init_args: {iteration: 8, name: SIGUSR1}}]"
+    )
+    whole = fit(arguments("noisy", 3, tmp_path / "whole", 2))
+    saved = time.time()
+    more = [signalled, "--checkpoint_latest.filename=latest", "--checkpoint_latest.every_n_epochs=100"]
+    assert fit(arguments("noisy", 3, tmp_path / "saving", 2, more)) == whole
+    path = tmp_path / "saving" / "latest" / "latest.ckpt"
+    assert path.stat().st_mtime >= saved - 1
+    resumed = fit([*arguments("noisy", 3, tmp_path / "resumed", 2), f"--ckpt_path={path}"])
+    assert resumed == whole
