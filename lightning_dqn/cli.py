@@ -22,6 +22,7 @@ from lightning_dqn.learner.module import DQNLightningModule
 from lightning_dqn.watch import ProgressBar, WandbLogger
 
 _INTERRUPTED = 130
+_LAST, _LAST_IF_ANY = "last", "last_if_any"
 _NAMED_FIELD = re.compile(r"(data|model|trainer|collect|schedule|ckpt_path|config|environment)\b")
 _CHECKPOINTS: dict[str, dict[str, Any]] = {
     "checkpoint_best": {"filename": "best", "monitor": "val/return", "mode": "max", "save_weights_only": True},
@@ -80,7 +81,10 @@ class DQNCLI(LightningCLI):
         super().parse_arguments(parser, args)
         if self.config.get("subcommand"):
             command = self.config.subcommand
-            _check_checkpoint(self.config[command].get("ckpt_path"), to_go_on=command == "fit")
+            config = self.config[command]
+            if config.get("ckpt_path") in (_LAST, _LAST_IF_ANY):
+                config.ckpt_path = _last_checkpoint(config, must=config.ckpt_path == _LAST)
+            _check_checkpoint(config.get("ckpt_path"), to_go_on=command == "fit")
 
     def _parse_ckpt_path(self) -> None:
         # a checkpoint's hyper-parameters would silently win over the command line of the run that goes on from it
@@ -185,8 +189,31 @@ def shipped_configs() -> dict[str, Path]:
     return {path.stem: path for path in sorted(home.rglob("*.yaml"))}
 
 
+def _last_checkpoint(config: Any, must: bool) -> str | None:
+    """The newest full checkpoint among the runs that this configuration's loggers keep together."""
+    given = config.get("trainer", {}).get("logger")
+    loggers = [logger for logger in (given if isinstance(given, list) else [given]) if hasattr(logger, "get")]
+    folders = {
+        Path(settings.get("save_dir") or ".") / settings["name"]
+        for settings in (logger.get("init_args") or {} for logger in loggers)
+        if settings.get("name")
+    }
+    own = (config.get("checkpoint_latest") or {}).get("dirpath")
+    folders = {Path(own)} if own else folders or {Path(config.get("trainer", {}).get("default_root_dir") or ".")}
+    found = [path for folder in folders for path in folder.rglob("latest.ckpt")]
+    if found:
+        return str(max(found, key=lambda path: path.stat().st_mtime))
+    where = ", ".join(sorted(map(str, folders)))
+    if must:
+        raise ValueError(
+            f"ckpt_path: there is no latest.ckpt in {where} to go on from; with `--ckpt_path {_LAST_IF_ANY}` a run "
+            "then starts anew"
+        )
+    return None
+
+
 def _check_checkpoint(path: str | None, to_go_on: bool) -> None:
-    if not path or path in ("best", "last", "hpc", "registry"):
+    if not path or path in ("best", "hpc", "registry"):
         return
     if not Path(path).is_file():
         raise ValueError(f"ckpt_path: {path} does not exist")

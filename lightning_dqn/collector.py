@@ -20,6 +20,7 @@ from lightning_dqn.experience.datamodule import ExperienceDataModule, RandomStre
 from lightning_dqn.experience.exploration import EpsilonGreedy, Explorer, uniform_actions
 from lightning_dqn.experience.rewind import EpisodeRecord
 from lightning_dqn.experience.stepping import VectorStep
+from lightning_dqn.hparams import differences
 from lightning_dqn.transition import ReplayBatch
 
 _WINDOWS, _EPISODES = "windows_", "episodes_"
@@ -215,6 +216,7 @@ class ExperienceCollector(Callback):
         """Reads the replay that belongs to the checkpoint; without it, experience is collected anew, with a warning."""
         if trainer.state.fn != "fit" or self._data(trainer) is None:
             return
+        self._warn_of_differences(trainer, pl_module, checkpoint)
         replay = checkpoint.get("replay")
         if replay is None:
             rank_zero_warn(f"{trainer.ckpt_path} has no replay with it: experience is collected anew.")
@@ -227,6 +229,17 @@ class ExperienceCollector(Callback):
             self._snapshots = [name.parent.name]
         except SnapshotError as error:
             rank_zero_warn(f"The replay of {trainer.ckpt_path} is lost, experience is collected anew: {error}")
+
+    def _warn_of_differences(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        data = self._data(trainer)
+        assert data is not None
+        changed = differences(checkpoint.get("hyper_parameters", {}), dict(pl_module.hparams), "model")
+        changed += differences(checkpoint.get("datamodule_hyper_parameters", {}), dict(data.hparams), "data")
+        if changed:
+            rank_zero_warn(
+                f"{trainer.ckpt_path} was written under other settings: {'; '.join(changed)}. This run takes its own, "
+                "but for what is part of the state of its optimizer and its schedule."
+            )
 
     def _rngs(self, data: ExperienceDataModule) -> dict[str, np.random.Generator]:
         assert data.dataset is not None

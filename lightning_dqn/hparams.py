@@ -92,6 +92,27 @@ def describe(value: object) -> Any:
     }
 
 
+def differences(saved: Any, own: Any, name: str) -> list[str]:
+    """What differs between two sets of plain hyper-parameters, in words.
+
+    Args:
+        saved: Of a checkpoint.
+        own: Of this run.
+        name: The section of the configuration they belong to.
+
+    Returns:
+        For each value that differs its dotted name, and what it was and is.
+    """
+    if isinstance(saved, Mapping) and isinstance(own, Mapping):
+        names = [key for key in {**saved, **own} if not str(key).startswith("_")]
+        # what one of them leaves out is a default, or a class given by its name alone
+        both = [key for key in names if key in saved and key in own]
+        return [line for key in both for line in differences(saved[key], own[key], f"{name}.{key}")]
+    if isinstance(saved, list | tuple) and isinstance(own, list | tuple):
+        saved, own = list(saved), list(own)
+    return [] if saved == own else [f"{name} was {saved} and is now {own}"]
+
+
 def _dotted_path(named: Any) -> str:
     path = f"{named.__module__}.{named.__qualname__}"
     if "<" in path:

@@ -267,6 +267,32 @@ def test_the_command_line_decides_when_a_run_goes_on():
     assert config["model"]["target_update_period"] == 7
 
 
+def test_settings_that_differ_from_the_checkpoints_are_named(recwarn):
+    main(FIT)
+    latest = f"--ckpt_path={RUN}/checkpoints/latest.ckpt"
+    recwarn.clear()
+    main([*FIT, "--trainer.max_epochs=3", latest])
+    assert not [warning for warning in recwarn if "other settings" in str(warning.message)]
+    more = ["--model.optimizer.init_args.lr=0.5", "--data.batch_size=32"]
+    main([*FIT, "--trainer.max_epochs=3", *more, latest])
+    (said,) = [str(warning.message) for warning in recwarn if "other settings" in str(warning.message)]
+    assert "model.optimizer.init_args.lr was 0.002 and is now 0.5" in said
+    assert "data.batch_size was 64 and is now 32" in said
+    assert said.count(" was ") == 3
+
+
+def test_the_last_run_is_found_by_itself():
+    with pytest.raises(SystemExit, match=r"error: ckpt_path: there is no latest\.ckpt in runs/cartpole to go on from"):
+        main([*FIT, "--ckpt_path=last"])
+    main([*FIT, "--ckpt_path=last_if_any"])
+    assert float(rows(RUN)[0]["env_steps"]) < 128
+    for version, path in ((1, "last"), (2, "last_if_any")):
+        main([*FIT, f"--trainer.max_epochs={version + 2}", f"--ckpt_path={path}"])
+        steps = [float(row["env_steps"]) for row in rows(Path(f"runs/cartpole/version_{version}"))]
+        assert min(steps) > 64 + 128 * (version + 1)
+    main(["test", *FIT[1:], "--ckpt_path=last"])
+
+
 # with 16 instead of 8 iterations an epoch the one that was complete has 8 to go, hence 96 steps and not 64
 @pytest.mark.parametrize(("before", "after", "steps"), [(16, 4, 96), (4, 16, 64), (16, 16, 64)])
 def test_a_run_goes_on_at_the_pace_it_is_given(before, after, steps):

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import ExponentialLR, LinearLR
 
 from lightning_dqn.experience.exploration import Boltzmann, EpsilonGreedy
 from lightning_dqn.functional import huber_error, squared_error
-from lightning_dqn.hparams import describe
+from lightning_dqn.hparams import describe, differences
 from lightning_dqn.learner.convolutions import NatureTorso
 from lightning_dqn.learner.distributions import ExpectedReturn
 from lightning_dqn.learner.heads import DuelingStream, ExpectedHead, LinearStream
@@ -415,3 +415,18 @@ def test_the_default_loss_is_written_down_when_given():
 
 def test_the_module_is_a_lightning_module():
     assert issubclass(DQNLightningModule, LightningModule)
+
+
+@pytest.mark.parametrize(
+    ("saved", "own", "said"),
+    [
+        ({"a": 1, "b": [1, 2]}, {"a": 1, "b": (1, 2)}, []),
+        ({"a": 1}, {"a": 2}, ["model.a was 1 and is now 2"]),
+        ({"a": {"x": 1, "y": 2}, "_b": 1}, {"a": {"x": 1, "y": 3}, "_b": 2}, ["model.a.y was 2 and is now 3"]),
+        ({"a": 1}, {"b": 1}, []),
+        ({"a": "Old"}, {"a": {"class_path": "New"}}, ["model.a was Old and is now {'class_path': 'New'}"]),
+        ({"a": [1, 2]}, {"a": [1]}, ["model.a was [1, 2] and is now [1]"]),
+    ],
+)
+def test_differences_are_named(saved, own, said):
+    assert differences(saved, own, "model") == said

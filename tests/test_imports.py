@@ -78,6 +78,7 @@ MAY_IMPORT = {
         "checkpoint",
         "datamodule",
         "exploration",
+        "hparams",
         "rewind",
         "stepping",
         "transition",
