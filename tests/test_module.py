@@ -33,6 +33,7 @@ from lightning_dqn import (
     MLPTorso,
     QLearning,
     ReplayBatch,
+    ReplayBuffer,
     TargetRule,
     Torso,
     Transition,
@@ -1249,3 +1250,83 @@ def test_deepspeed_is_refused():
     model._trainer = SimpleNamespace(accumulate_grad_batches=1, callbacks=[], strategy=strategy, precision="32-true")
     with pytest.raises(ValueError, match=r"trainer\.strategy: DeepSpeedStrategy is not supported"):
         model.setup("fit")
+
+
+# -- losses that are not finite ----------------------------------------------------------------------------------------
+
+
+class Poisoned(ReplayBuffer):
+    """From some draw on, some updates of each batch have a reward that is not a number."""
+
+    def __init__(self, first, updates):
+        super().__init__(1000)
+        self.first, self.updates, self.draws, self.priorities = first, updates, 0, []
+
+    def sample(self, num_updates, batch_size, rng, env_steps=0):
+        batch = super().sample(num_updates, batch_size, rng, env_steps)
+        self.draws += 1
+        if self.draws > self.first:
+            batch.transition.reward[self.updates, 0] = torch.nan
+        return batch
+
+    def update_priorities(self, index, td_error):
+        assert torch.isfinite(td_error).all()
+        self.priorities.append(tuple(td_error.shape))
+
+
+def poisoned_data(buffer):
+    from lightning_dqn import ExperienceDataModule
+
+    return ExperienceDataModule(
+        "CartPole-v1",
+        num_envs=2,
+        buffer=buffer,
+        batch_size=4,
+        train_frequency=8,
+        gradient_steps=3,
+        learning_starts=20,
+        steps_per_epoch=80,
+        seed=0,
+    )
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.Adam, partial(torch.optim.Adam, fused=True), torch.optim.SGD])
+@pytest.mark.parametrize("clip", [None, 1.0])
+@pytest.mark.parametrize("updates", [[0], [2], [0, 1, 2]])
+def test_an_update_whose_loss_is_not_finite_is_left_out_and_counted(make_trainer, make_model, optimizer, clip, updates):
+    data = poisoned_data(Poisoned(5, updates))
+    model = make_model(data, optimizer=optimizer, max_skipped_updates=100)
+    moved = []
+
+    class Watch(Callback):
+        def on_train_batch_start(self, *args):
+            self.before = [parameter.clone() for parameter in model.online.parameters()]
+
+        def on_train_batch_end(self, *args):
+            after = list(model.online.parameters())
+            assert all(torch.isfinite(parameter).all() for parameter in after)
+            pairs = zip(self.before, after, strict=True)
+            moved.append(any(not torch.equal(one, other) for one, other in pairs))
+
+    make_trainer(callbacks=[Watch()], limit_val_batches=0, gradient_clip_val=clip).fit(model, data)
+    assert (model.skipped_updates, model.gradient_steps) == (5 * len(updates), 30)
+    assert moved == [True] * 5 + [len(updates) < 3] * 5
+    assert data.buffer.priorities == [(3, 4)] * 5 + [(3 - len(updates), 4)] * (5 if len(updates) < 3 else 0)
+
+
+def test_after_too_many_in_a_row_a_run_stops_with_its_last_good_weights(make_trainer, make_model):
+    data = poisoned_data(Poisoned(2, [0, 1, 2]))
+    model = make_model(data, max_skipped_updates=4)
+    with pytest.raises(FloatingPointError, match=r"^model: .* 4 updates in a row.*model\.max_skipped_updates"):
+        make_trainer(limit_val_batches=0).fit(model, data)
+    assert (model.skipped_updates, model.gradient_steps) == (4, 6 + 3)
+    assert all(torch.isfinite(tensor).all() for tensor in model.state_dict().values())
+
+
+def test_a_good_update_in_between_starts_the_count_anew(make_trainer, make_model, tmp_path):
+    data = poisoned_data(Poisoned(0, [0, 2]))
+    model = make_model(data, max_skipped_updates=3)
+    logger = CSVLogger(tmp_path)
+    make_trainer(limit_val_batches=0, logger=logger, log_every_n_steps=1).fit(model, data)
+    assert model.skipped_updates == 20
+    assert logger.experiment.metrics_keys.count("train/skipped_updates") == 1

@@ -222,6 +222,7 @@ DEFAULTS = {
         "lr_scheduler": None,
         "target_update_period": 1,
         "target_update_rate": 0.005,
+        "max_skipped_updates": 10,
     },
     ExperienceDataModule: {
         "num_envs": 8,

@@ -46,7 +46,7 @@ def weights(model):
 
 def test_nobody_watches_an_ordinary_run(tmp_path):
     callbacks = [ModelCheckpoint(tmp_path), LearningRateMonitor()]
-    assert not updates_are_watched(fitted(tmp_path, callbacks=callbacks))
+    assert not updates_are_watched(fitted(tmp_path, callbacks=callbacks), DQNLightningModule)
 
 
 @pytest.mark.parametrize("hook", HOOKS)
@@ -54,7 +54,7 @@ def test_a_callback_that_wants_to_sees_every_update(tmp_path, hook):
     calls = []
     watching = type("Watching", (Callback,), {hook: lambda self, *_: calls.append(hook)})
     model = fitted(tmp_path, callbacks=[watching()])
-    assert updates_are_watched(model)
+    assert updates_are_watched(model, DQNLightningModule)
     assert len(calls) == K * BATCHES
 
 
@@ -81,7 +81,7 @@ def test_a_subclass_that_wants_to_sees_every_update(tmp_path, hook):
     "arguments", [{"precision": "bf16-mixed"}, {"profiler": "simple"}], ids=lambda arguments: next(iter(arguments))
 )
 def test_other_precision_and_profilers_see_every_update(tmp_path, arguments):
-    assert updates_are_watched(fitted(tmp_path, **arguments))
+    assert updates_are_watched(fitted(tmp_path, **arguments), DQNLightningModule)
 
 
 @pytest.mark.parametrize("clip", [None, 0.05])
@@ -91,7 +91,7 @@ def test_watched_or_not_the_weights_are_the_same(tmp_path, clip, algorithm):
     unwatched = fitted(tmp_path, **arguments)
     watching = type("Watching", (Callback,), {"on_after_backward": lambda self, *_: None})
     watched = fitted(tmp_path, callbacks=[watching()], **arguments)
-    assert updates_are_watched(watched)
-    assert not updates_are_watched(unwatched)
+    assert updates_are_watched(watched, DQNLightningModule)
+    assert not updates_are_watched(unwatched, DQNLightningModule)
     assert torch.equal(weights(watched), weights(unwatched))
     assert watched.gradient_steps == unwatched.gradient_steps == K * BATCHES

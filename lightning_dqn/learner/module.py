@@ -72,6 +72,7 @@ class DQNLightningModule(LightningModule):
         target_update_period: Gradient steps between two moves of the target network.
         target_update_rate: How far it moves towards the online network, in (0, 1]: 1 is a hard copy; a small rate with
             a period of 1 is Polyak averaging.
+        max_skipped_updates: Updates whose loss is not finite are left out; after so many in a row the run stops.
 
     Raises:
         ValueError: If a period or rate is out of range, or head and target rule cannot go together; the message names
@@ -89,6 +90,7 @@ class DQNLightningModule(LightningModule):
         lr_scheduler: LRSchedulerCallable | None = None,
         target_update_period: int = 1,
         target_update_rate: float = 0.005,
+        max_skipped_updates: int = 10,
     ) -> None:
         super().__init__()
         observation_shape = [int(size) for size in observation_shape]
@@ -98,6 +100,8 @@ class DQNLightningModule(LightningModule):
             raise ValueError(f"model.target_update_period must be at least 1 gradient step, got {target_update_period}")
         if not 0 < target_update_rate <= 1:
             raise ValueError(f"model.target_update_rate must be in (0, 1], got {target_update_rate}")
+        if max_skipped_updates < 1:
+            raise ValueError(f"model.max_skipped_updates must be at least 1, got {max_skipped_updates}")
         self.online = QNetwork(observation_shape, num_actions, torso, head)
         self.target = copy.deepcopy(self.online).requires_grad_(False)
         self.target_rule = target_rule
@@ -106,7 +110,10 @@ class DQNLightningModule(LightningModule):
         self.lr_scheduler_factory = lr_scheduler
         self.target_update_period = target_update_period
         self.target_update_rate = target_update_rate
+        self.max_skipped_updates = max_skipped_updates
         self.gradient_steps = 0
+        self.skipped_updates = 0
+        self._skipped_in_a_row = 0
         self._random_state: dict[str, Any] | None = None
         self.validation_metrics = EpisodeMetrics()
         self.test_metrics = EpisodeMetrics()
@@ -212,7 +219,7 @@ class DQNLightningModule(LightningModule):
                 "and give LightningCLI auto_configure_optimizers=False"
             )
         self._threads = limit_threads(self.online)
-        self._watched = updates_are_watched(self)
+        self._watched = updates_are_watched(self, DQNLightningModule)
 
     def on_fit_end(self) -> None:
         """Gives the threads back."""
@@ -277,10 +284,33 @@ class DQNLightningModule(LightningModule):
         for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
             parameter.grad = None
         loss.backward()  # type: ignore[no-untyped-call]
+        self.on_after_backward()
         clip = self.trainer.gradient_clip_val
         if clip is not None:
             self.configure_gradient_clipping(optimizer, clip, self.trainer.gradient_clip_algorithm)
         return loss  # type: ignore[return-value]
+
+    def on_after_backward(self) -> None:
+        """Leaves out an update whose loss is not finite, so that no weight ever is, and counts it.
+
+        Raises:
+            FloatingPointError: After ``max_skipped_updates`` in a row.
+        """
+        if torch.isfinite(self._iteration.losses[-1]):
+            self._skipped_in_a_row = 0
+            return
+        self.skipped_updates += 1
+        self._skipped_in_a_row += 1
+        self._iteration.td_errors[-1] = torch.full_like(self._iteration.td_errors[-1], torch.nan)
+        if self._skipped_in_a_row >= self.max_skipped_updates:
+            raise FloatingPointError(
+                f"model: the loss was not finite in {self._skipped_in_a_row} updates in a row, which were left out "
+                "(model.max_skipped_updates). Weights are those from before: lower the learning rate, clip gradients "
+                "(trainer.gradient_clip_val) or look at the rewards"
+            )
+        if getattr(self.trainer.precision_plugin, "scaler", None) is None:  # a scaler leaves such updates out itself
+            for parameter in self.online.parameters():
+                parameter.grad = None
 
     @torch.no_grad()
     def update_target(self) -> None:
@@ -312,6 +342,8 @@ class DQNLightningModule(LightningModule):
         }
         for name, values in logged.items():
             self.log(name, torch.stack(values).mean(), batch_size=size)
+        if self.skipped_updates:
+            self.log("train/skipped_updates", float(self.skipped_updates), batch_size=size)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Plays a batch of :class:`~lightning_dqn.experience.evaluation.EvaluationEpisodes` greedily."""

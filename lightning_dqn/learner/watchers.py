@@ -11,7 +11,7 @@ _CALLBACK_HOOKS = ("on_before_zero_grad", "on_before_backward", "on_after_backwa
 _MODULE_HOOKS = (*_CALLBACK_HOOKS, "optimizer_zero_grad", "backward", "configure_gradient_clipping")
 
 
-def updates_are_watched(module: LightningModule) -> bool:
+def updates_are_watched(module: LightningModule, base: type[LightningModule]) -> bool:
     """Whether a gradient step must go through all of the Trainer's hooks.
 
     The hooks of one step cost an eighth of a small network's whole update, so they are left out where they would do
@@ -20,6 +20,7 @@ def updates_are_watched(module: LightningModule) -> bool:
 
     Args:
         module: Attached to its Trainer.
+        base: The class whose own hooks do not count.
     """
     trainer = module.trainer
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
@@ -28,7 +29,7 @@ def updates_are_watched(module: LightningModule) -> bool:
         or type(trainer.precision_plugin) is not Precision
         or not isinstance(trainer.profiler, PassThroughProfiler)  # type: ignore[attr-defined]
         or any(_overrides(callback, Callback, _CALLBACK_HOOKS) for callback in callbacks)
-        or _overrides(module, LightningModule, _MODULE_HOOKS)
+        or _overrides(module, base, _MODULE_HOOKS)
     )
 
 
