@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections import deque
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from numpy.typing import NDArray
 
-from lightning_dqn.experience.checkpoint import SnapshotError, load_snapshot, prune_snapshots, save_snapshot
+from lightning_dqn.checkpoint_io import CrashSafeCheckpointIO, install_checkpoint_io
+from lightning_dqn.experience.checkpoint import SnapshotError
 from lightning_dqn.experience.datamodule import ExperienceDataModule, RandomStream
 from lightning_dqn.experience.exploration import EpsilonGreedy, Explorer, uniform_actions
 from lightning_dqn.experience.rewind import EpisodeRecord
+from lightning_dqn.experience.snapshots import SnapshotKeeper
 from lightning_dqn.experience.stepping import VectorStep
 from lightning_dqn.hparams import differences
 from lightning_dqn.transition import ReplayBatch
@@ -53,14 +56,14 @@ class ExperienceCollector(Callback):
         self.iterations = 0
         self._recent: deque[tuple[float, int]] = deque(maxlen=100)
         self._due = 0  # the env step up to which the last iteration collected
-        self._snapshots: list[str] = []
+        self._snapshots = SnapshotKeeper()
         self._restored: tuple[dict[str, NDArray[Any]], dict[str, Any]] | None = None
         self._last_log = (0, 0.0)
         self._stepper: ThreadPoolExecutor | None = None
         self._underway: tuple[NDArray[np.int64], NDArray[np.bool_] | None, Future[VectorStep]] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuses a second collector, and makes ``env_steps`` the x axis of Weights & Biases."""
+        """Refuses a second collector, has checkpoints saved safely, and makes ``env_steps`` the x axis of W&B."""
         collectors = [callback for callback in trainer.callbacks if isinstance(callback, ExperienceCollector)]  # type: ignore[attr-defined]
         if len(collectors) > 1:
             raise ValueError(
@@ -73,6 +76,7 @@ class ExperienceCollector(Callback):
                 f"collect.overlap: an iteration takes one step of all environments while it learns, but "
                 f"data.train_frequency ({data.train_frequency}) is more than data.num_envs ({data.num_envs})"
             )
+        install_checkpoint_io(trainer, partial(self._accept, trainer), self._written)
         for logger in trainer.loggers:
             run = getattr(logger, "experiment", None)
             if run is not None and trainer.is_global_zero and hasattr(run, "define_metric"):
@@ -87,11 +91,15 @@ class ExperienceCollector(Callback):
         if trainer.ckpt_path is None:  # a fit from the start, perhaps not the first with these objects
             data.env_steps = self.episodes = self.iterations = 0
             self._recent.clear()
-            self._snapshots, self._restored = [], None
+            self._restored = None
+            self._snapshots.clear()
             self.explorer.load_state_dict({})
         self.rng = data.rng(RandomStream.EXPLORATION)
         self._envs = data.open()
         self._record = EpisodeRecord(data.num_envs, data.num_actions)
+        if trainer.is_global_zero:
+            for home in {self._home(trainer), *map(Path, self._checkpoint_folders(trainer))}:
+                self._snapshots.clean(home)
         self._stepper = ThreadPoolExecutor(1, "environments") if self.overlap else None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -191,13 +199,7 @@ class ExperienceCollector(Callback):
         data = self._data(trainer)
         if not self.save_replay or data is None or data.dataset is None:
             return
-        directories = [getattr(callback, "dirpath", None) for callback in trainer.checkpoint_callbacks]
-        home = Path(next((path for path in directories if path), trainer.default_root_dir))
-        name = Path("replay") / str(data.env_steps) / f"rank{trainer.global_rank}"
         states = {key: generator.bit_generator.state for key, generator in self._rngs(data).items()}
-        step = name.parent.name
-        if step not in self._snapshots:  # what stands there under this name is another run's
-            shutil.rmtree(home / name, ignore_errors=True)
         meta = {"rngs": states, "gamma": data.gamma, "n_step": data.n_step}
         parts = {
             "": data.buffer.state_arrays(),
@@ -205,12 +207,17 @@ class ExperienceCollector(Callback):
             _EPISODES: self._record.state_arrays(self._envs, self._observation),
         }
         arrays = {prefix + key: array for prefix, part in parts.items() for key, array in part.items()}
-        save_snapshot(home / name, arrays, meta)
-        # the one before stays: until this checkpoint is written, the last one still refers to it
-        self._snapshots = [*(other for other in self._snapshots if other != step), step][-2:]
-        if trainer.is_global_zero:
-            prune_snapshots(home / "replay", keep=self._snapshots)
-        checkpoint["replay"] = {"name": str(name.parent), "home": str(home.absolute())}
+        replay, problem = None, "another process could not write"
+        try:
+            replay = self._snapshots.save(self._home(trainer), data.env_steps, trainer.global_rank, arrays, meta)
+        except OSError as error:
+            problem = str(error)
+        if not trainer.strategy.reduce_boolean_decision(replay is not None):
+            rank_zero_warn(f"The replay could not be saved, this checkpoint is without it; training goes on: {problem}")
+            return
+        checkpoint["replay"] = replay
+        if not isinstance(trainer.strategy.checkpoint_io, CrashSafeCheckpointIO) and trainer.is_global_zero:
+            self._written(checkpoint)  # nobody else is going to say so
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Reads the replay that belongs to the checkpoint; without it, experience is collected anew, with a warning."""
@@ -221,12 +228,8 @@ class ExperienceCollector(Callback):
         if replay is None:
             rank_zero_warn(f"{trainer.ckpt_path} has no replay with it: experience is collected anew.")
             return
-        beside = Path(str(trainer.ckpt_path)).absolute().parent
-        name = Path(replay["name"]) / f"rank{trainer.global_rank}"
-        home = beside if (beside / name).is_dir() else Path(replay["home"])
         try:
-            self._restored = load_snapshot(home / name)
-            self._snapshots = [name.parent.name]
+            self._restored = self._snapshots.load(replay, self._beside(trainer), trainer.global_rank)
         except SnapshotError as error:
             rank_zero_warn(f"The replay of {trainer.ckpt_path} is lost, experience is collected anew: {error}")
 
@@ -241,6 +244,34 @@ class ExperienceCollector(Callback):
                 "but for what is part of the state of its optimizer and its schedule."
             )
 
+    def _accept(self, trainer: Trainer, checkpoint: Mapping[str, Any], path: Path) -> str | None:
+        """Why a checkpoint cannot be gone on from as it was: its replay; ``None`` if it can."""
+        replay, problem = checkpoint.get("replay"), None
+        if trainer.state.fn != "fit" or self._data(trainer) is None or replay is None:
+            return None
+        try:
+            self._snapshots.load(replay, self._beside(trainer), trainer.global_rank)
+        except SnapshotError as error:
+            problem = str(error)
+        whole = trainer.strategy.reduce_boolean_decision(problem is None)  # all processes take the same one
+        return None if whole else problem or "the replay of another process cannot be read"
+
+    def _written(self, checkpoint: Mapping[str, Any]) -> None:
+        if checkpoint.get("replay") is not None:
+            self._snapshots.written(checkpoint["replay"])
+
+    @staticmethod
+    def _checkpoint_folders(trainer: Trainer) -> list[str]:
+        folders = (getattr(callback, "dirpath", None) for callback in trainer.checkpoint_callbacks)
+        return [str(folder) for folder in folders if folder]
+
+    def _home(self, trainer: Trainer) -> Path:
+        return Path(next(iter(self._checkpoint_folders(trainer)), trainer.default_root_dir))
+
+    @staticmethod
+    def _beside(trainer: Trainer) -> Path:
+        return Path(str(trainer.ckpt_path)).absolute().parent
+
     def _rngs(self, data: ExperienceDataModule) -> dict[str, np.random.Generator]:
         assert data.dataset is not None
         return {"exploration": self.rng, "replay": data.dataset.rng, "episodes": data.episode_rng}
@@ -249,6 +280,7 @@ class ExperienceCollector(Callback):
         assert self._restored is not None
         arrays, meta = self._restored
         self._restored = None
+        self._snapshots.release()
         data.buffer.load_state_arrays(arrays)
         for name, generator in self._rngs(data).items():
             generator.bit_generator.state = meta["rngs"][name]

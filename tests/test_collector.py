@@ -1,8 +1,10 @@
 import csv
 import hashlib
+import os
 import shutil
 import threading
 import time
+from collections import namedtuple
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -29,7 +31,9 @@ from lightning_dqn import (
     ReplayBatch,
     ReplayBuffer,
     Transition,
+    checkpoint_io,
 )
+from lightning_dqn.experience import checkpoint
 from lightning_dqn.experience.atari_scores import ReferenceScores
 from lightning_dqn.experience.checkpoint import load_snapshot
 from tests.environments import (
@@ -562,13 +566,14 @@ def test_a_run_can_be_moved_to_another_folder(make_trainer, make_model, tmp_path
     assert len(moment.arrays["action"]) == 60
 
 
-@pytest.mark.parametrize("damage", ["missing", "corrupt"])
-def test_without_its_replay_a_resumed_run_warns_and_collects_anew(make_trainer, make_model, tmp_path, damage):
+def damage(snapshot):
+    (snapshot / "rank0" / "action.npy").write_bytes(b"nonsense")
+
+
+def test_without_any_replay_a_resumed_run_warns_and_collects_anew(make_trainer, make_model, tmp_path):
     train(make_trainer, make_model, tmp_path, 2)
-    if damage == "missing":
-        shutil.rmtree(tmp_path / "replay")
-    else:
-        (tmp_path / "replay" / "100" / "rank0" / "action.npy").write_bytes(b"nonsense")
+    damage(tmp_path / "replay" / "100")
+    shutil.rmtree(tmp_path / "replay" / "60")
     with pytest.warns(UserWarning, match="experience is collected anew"):
         _, model, data, collector, moment = train(make_trainer, make_model, tmp_path, 3, tmp_path / "latest.ckpt")
     assert (moment.env_steps, moment.gradient_steps) == (100 + 20, 20)
@@ -576,12 +581,66 @@ def test_without_its_replay_a_resumed_run_warns_and_collects_anew(make_trainer, 
     assert (data.env_steps, model.gradient_steps, collector.iterations) == (100 + 20 + 40, 30, 15)
 
 
+@pytest.mark.parametrize("what", ["replay", "checkpoint"])
+def test_where_anything_is_damaged_a_run_goes_on_from_the_checkpoint_before(make_trainer, make_model, tmp_path, what):
+    train(make_trainer, make_model, tmp_path, 2)
+    if what == "replay":
+        damage(tmp_path / "replay" / "100")
+    else:
+        os.truncate(tmp_path / "latest.ckpt", 1000)
+    with pytest.warns(UserWarning, match=r"Taking the one before, .*latest\.previous\.ckpt \(epoch 0, step 5\)"):
+        _, model, data, collector, moment = train(make_trainer, make_model, tmp_path, 3, tmp_path / "latest.ckpt")
+    assert (moment.env_steps, moment.gradient_steps, len(moment.arrays["action"])) == (60, 10, 60)
+    assert (data.env_steps, model.gradient_steps, collector.iterations) == (60 + 80, 30, 15)
+    # what was damaged was not kept as the one before, and its name was free for the new
+    *_, moment = train(make_trainer, make_model, tmp_path, 4, tmp_path / "latest.previous.ckpt")
+    assert moment.env_steps == 100
+
+
+def test_a_replay_that_does_not_fit_on_the_disk_stops_nothing(make_trainer, make_model, tmp_path, monkeypatch):
+    free = [10**9, 10**9, 0]
+    usage = namedtuple("usage", ["free"])
+    real = checkpoint.check_space
+
+    def check_space(directory, num_bytes):
+        with monkeypatch.context() as patch:
+            patch.setattr(shutil, "disk_usage", lambda _: usage(free.pop(0) if free else 10**9))
+            real(directory, num_bytes)
+
+    monkeypatch.setattr(checkpoint, "check_space", check_space)
+    with pytest.warns(UserWarning, match=r"The replay could not be saved.*needed: .* MiB, free: 0\.0 MiB"):
+        train(make_trainer, make_model, tmp_path, 3)
+    assert "replay" not in torch.load(tmp_path / "latest.ckpt", weights_only=True)
+    assert sorted(path.name for path in (tmp_path / "replay").iterdir()) == ["100", "60"]
+    *_, moment = train(make_trainer, make_model, tmp_path, 4, tmp_path / "latest.previous.ckpt")
+    assert (moment.env_steps, len(moment.arrays["action"])) == (100, 100)
+
+
+def test_a_checkpoint_that_could_not_be_written_keeps_its_predecessors_and_their_replays(
+    make_trainer, make_model, tmp_path, monkeypatch
+):
+    full, real = [False, False, True, True], checkpoint_io.check_space
+
+    def check_space(directory, num_bytes):
+        if full.pop(0):
+            raise OSError(28, "No space left on device")
+        real(directory, num_bytes)
+
+    monkeypatch.setattr(checkpoint_io, "check_space", check_space)
+    with pytest.warns(UserWarning, match=r"latest\.ckpt could not be saved, training goes on"):
+        train(make_trainer, make_model, tmp_path, 4)
+    for name, env_steps in (("latest.ckpt", 100), ("latest.previous.ckpt", 60)):
+        replay = torch.load(tmp_path / name, weights_only=True)["replay"]
+        assert replay["name"] == f"replay/{env_steps}"
+        assert load_snapshot(tmp_path / replay["name"] / "rank0", replay["sha256"])[0]["count"] == env_steps
+
+
 def test_saving_the_replay_can_be_switched_off(make_trainer, make_model, tmp_path):
     data = make_data()
     make_trainer(callbacks=[ExperienceCollector(save_replay=False), latest(tmp_path)], enable_checkpointing=True).fit(
         make_model(data), data
     )
-    assert [path.name for path in tmp_path.iterdir()] == ["latest.ckpt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest.ckpt", "latest.ckpt.sha256"]
     with pytest.warns(UserWarning, match="experience is collected anew"):
         *_, moment = train(make_trainer, make_model, tmp_path, 2, tmp_path / "latest.ckpt")
     assert moment.env_steps == 60 + 20
@@ -593,7 +652,7 @@ def test_a_checkpoint_of_weights_alone_has_no_replay(make_trainer, make_model, t
         tmp_path, "best", monitor="val/return", mode="max", save_weights_only=True, save_on_train_epoch_end=False
     )
     make_trainer(max_epochs=2, callbacks=[best], enable_checkpointing=True).fit(make_model(data), data)
-    assert [path.name for path in tmp_path.iterdir()] == ["best.ckpt"]
+    assert {path.name for path in tmp_path.iterdir()} <= {"best.ckpt", "best.ckpt.sha256", "best.previous.ckpt"}
 
 
 def test_another_run_in_the_same_folder_saves_its_own_replay(make_trainer, make_model, tmp_path):

@@ -2,87 +2,88 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
+import math
 import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
+from numpy.lib import format as npy
 from numpy.typing import NDArray
+
+from lightning_dqn.files import HashedFile, check_space, new_directory, open_regular, sha256
 
 FORMAT_VERSION = 1
 _MANIFEST = "manifest.json"
+_MANIFEST_BYTES = 2**24
+_HEADER_BYTES = 10_000
 
 
 class SnapshotError(RuntimeError):
-    """A snapshot that is missing, incomplete or damaged."""
+    """A snapshot that is missing, incomplete, damaged, or none of ours."""
 
 
-def save_snapshot(directory: Path, arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]) -> None:
+def save_snapshot(directory: Path, arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]) -> str:
     """Writes arrays and plain values into a directory that appears only when it is complete.
 
     Everything goes to a temporary directory beside it and is flushed to disk before one rename, so a crash leaves
-    either the whole snapshot or none.
+    either the whole snapshot or none. Arrays are written and hashed in chunks; views are never copied whole.
 
     Args:
         directory: Where it will stand; nothing happens if it is already there.
         arrays: By name; each becomes ``<name>.npy``.
         meta: Anything JSON can hold.
+
+    Returns:
+        The SHA-256 of its manifest, which stands for all of it.
+
+    Raises:
+        OSError: If it does not fit on the disk, with what is needed and what is free, or cannot be written.
     """
     if directory.exists():
-        return
+        with open_regular(directory / _MANIFEST) as present:
+            return sha256(present)
     directory.parent.mkdir(parents=True, exist_ok=True)
-    temporary = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    files = {}
-    for name, array in arrays.items():
-        path = temporary / f"{name}.npy"
-        with path.open("wb") as file:
-            np.save(file, np.asarray(array, order="C"), allow_pickle=False)
-            _flush(file.fileno())
-        files[path.name] = _sha256(path)
-    manifest = {"format_version": FORMAT_VERSION, "files": files, "meta": dict(meta)}
-    with (temporary / _MANIFEST).open("w") as text:
-        json.dump(manifest, text, indent=1)
-        text.flush()
-        _flush(text.fileno())
-    _flush_directory(temporary)
-    temporary.replace(directory)
-    _flush_directory(directory.parent)
+    check_space(directory.parent, sum(array.nbytes + _HEADER_BYTES for array in arrays.values()))
+    with new_directory(directory) as temporary:
+        files = {}
+        for name, array in arrays.items():
+            with HashedFile(temporary / f"{name}.npy") as file:
+                np.save(file, array, allow_pickle=False)
+            files[file.path.name] = file.sha256
+        manifest = {"format_version": FORMAT_VERSION, "files": files, "meta": dict(meta)}
+        with HashedFile(temporary / _MANIFEST) as file:
+            file.write(json.dumps(manifest, indent=1).encode())
+    return file.sha256
 
 
-def load_snapshot(directory: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+def load_snapshot(directory: Path, checksum: str | None = None) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     """Reads a snapshot back.
 
     Args:
         directory: What :func:`save_snapshot` wrote.
+        checksum: What it returned; not looked at if ``None``.
 
     Returns:
-        The arrays by name, and the plain values.
+        The arrays by name, mapped from their files rather than copied into memory, and the plain values.
 
     Raises:
-        SnapshotError: If it is missing, of another format, or does not match its checksums.
+        SnapshotError: If it is missing, of another format, does not match its checksums, or holds anything but arrays
+            of numbers in regular files of its own.
     """
-    try:
-        manifest = json.loads((directory / _MANIFEST).read_text())
-        version, files, meta = manifest["format_version"], dict(manifest["files"]), manifest["meta"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SnapshotError(f"{directory} holds no readable replay snapshot: {error}") from error
-    if version != FORMAT_VERSION:
-        raise SnapshotError(f"{directory} has snapshot format {version}, this version reads {FORMAT_VERSION}")
+    files, meta = _read_manifest(directory, checksum)
     arrays = {}
-    for name, checksum in files.items():
+    for name, expected in files.items():
         path = directory / name
         if path.parent != directory or path.suffix != ".npy":
             raise SnapshotError(f"{directory}: the manifest names {name!r}, which is no array of this snapshot")
         try:
-            if _sha256(path) != checksum:
-                raise SnapshotError(f"{path} is damaged: its checksum does not match the manifest")
-            arrays[path.stem] = np.load(path, allow_pickle=False)
+            with open_regular(path) as file:
+                if sha256(file) != expected:
+                    raise SnapshotError(f"{path} is damaged: its checksum does not match the manifest")
+                arrays[path.stem] = _map(file)
         except (OSError, ValueError, EOFError) as error:
             raise SnapshotError(f"{path} cannot be read: {error}") from error
     return arrays, meta
@@ -101,18 +102,35 @@ def prune_snapshots(parent: Path, keep: Collection[str]) -> None:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush(descriptor: int) -> None:
-    os.fsync(descriptor)
-
-
-def _flush_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
+def _read_manifest(directory: Path, checksum: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        with open_regular(directory / _MANIFEST) as file:
+            text = file.read(_MANIFEST_BYTES)
+            file.seek(0)
+            found = sha256(file)
+        manifest = json.loads(text)
+        version, files, meta = manifest["format_version"], dict(manifest["files"]), dict(manifest["meta"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise SnapshotError(f"{directory} holds no readable replay snapshot: {error}") from error
+    if version != FORMAT_VERSION:
+        raise SnapshotError(f"{directory} has snapshot format {version}, this version reads {FORMAT_VERSION}")
+    if checksum is not None and found != checksum:
+        raise SnapshotError(f"{directory} is damaged, or the replay of another checkpoint")
+    return files, meta
+
+
+def _map(file: BinaryIO) -> NDArray[Any]:
+    """The array in a ``.npy`` file, copied page by page as it is read (and where it is written to)."""
+    file.seek(0)
+    readers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+    version = npy.read_magic(file)
+    if version not in readers:
+        raise ValueError(f"npy format {version} is not one that was written here")
+    shape, is_fortran, dtype = readers[version](file, max_header_size=_HEADER_BYTES)
+    if dtype.hasobject:
+        raise ValueError("it holds Python objects, which are never loaded")
+    start, end = file.tell(), file.seek(0, 2)
+    # before anything is allocated or mapped: a header can claim any size
+    if any(length < 0 for length in shape) or start + math.prod(shape) * dtype.itemsize != end:
+        raise ValueError(f"its header says {shape} {dtype}, which is not what the file holds")
+    return np.asarray(np.memmap(file, dtype, "c", start, shape, "F" if is_fortran else "C"))
