@@ -1,6 +1,8 @@
 import hashlib
 import json
 import os
+import shutil
+from collections import namedtuple
 
 import numpy as np
 import pytest
@@ -192,3 +194,88 @@ def test_pruning_keeps_exactly_the_named_and_removes_what_crashes_left(snapshot)
 def test_pruning_where_nothing_is_does_nothing(tmp_path):
     prune_snapshots(tmp_path / "nowhere", keep=["100"])
     assert list(tmp_path.iterdir()) == []
+
+
+# -- snapshots that are not ours ---------------------------------------------------------------------------------------
+
+
+def put(snapshot, content, name="reward.npy"):
+    """Replaces a file of a snapshot, with the right checksum."""
+    (snapshot / name).write_bytes(content)
+    files = json.loads((snapshot / "manifest.json").read_text())["files"]
+    rewrite_manifest(snapshot, files=files | {name: hashlib.sha256(content).hexdigest()})
+
+
+def npy(header, body=b"", version=1):
+    text = header.encode().ljust(117) + b"\n"
+    return b"\x93NUMPY" + bytes([version, 0]) + len(text).to_bytes(2 if version == 1 else 4, "little") + text + body
+
+
+def header(descr, shape):
+    return str({"descr": descr, "fortran_order": False, "shape": shape})
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        npy(header("<f4", (2**40,)), bytes(12)),
+        npy(header("<f4", (2**62, 2**62)), bytes(12)),
+        npy(header("<f4", (-3,)), bytes(12)),
+        npy(header("<f4", (2,)), bytes(12)),
+        npy(header("|O", (1,)), bytes(8)),
+        npy(header([("a", "|O")], (1,)), bytes(8)),
+        npy(header("<f4", (3,)), bytes(12), version=2)[:-1],
+        npy(header("<f4", (3,)), bytes(12), version=3),
+        npy(header("<f4", (3,)) + " " * 20_000, bytes(12)),
+        npy("__import__('os').abort()"),
+        npy("[" * 90),
+        b"PK\x03\x04" + bytes(100),
+        b"",
+    ],
+)
+def test_arrays_whose_headers_lie_are_refused_before_anything_is_allocated(snapshot, content):
+    put(snapshot, content)
+    with pytest.raises(SnapshotError, match=r"reward\.npy cannot be read"):
+        load_snapshot(snapshot)
+
+
+def test_an_array_written_by_hand_is_read(snapshot):
+    put(snapshot, npy(header("<f4", (3,)), bytes(12)))
+    assert load_snapshot(snapshot)[0]["reward"].tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("name", ["reward.npy", "manifest.json"])
+def test_links_and_pipes_are_not_followed(snapshot, name):
+    elsewhere = snapshot.parent / "elsewhere"
+    (snapshot / name).rename(elsewhere)
+    (snapshot / name).symlink_to(elsewhere)
+    with pytest.raises(SnapshotError):
+        load_snapshot(snapshot)
+    (snapshot / name).unlink()
+    os.mkfifo(snapshot / name)
+    with pytest.raises(SnapshotError):
+        load_snapshot(snapshot)
+
+
+def test_a_snapshot_is_known_by_its_checksum(tmp_path):
+    first = save_snapshot(tmp_path / "1", {"x": np.zeros(3)}, {})
+    second = save_snapshot(tmp_path / "2", {"x": np.ones(3)}, {})
+    assert first != second
+    assert save_snapshot(tmp_path / "1", {"x": np.ones(3)}, {}) == first  # there already
+    load_snapshot(tmp_path / "1", first)
+    with pytest.raises(SnapshotError, match="another checkpoint"):
+        load_snapshot(tmp_path / "1", second)
+
+
+def test_what_does_not_fit_is_not_begun(tmp_path, monkeypatch):
+    usage = namedtuple("usage", ["free"])
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(2**20))
+    with pytest.raises(OSError, match=r"needed: 8\.0 MiB, free: 1\.0 MiB"):
+        save_snapshot(tmp_path / "replay" / "1", {"x": np.zeros(2**20)}, {})
+    assert list((tmp_path / "replay").iterdir()) == []
+
+
+def test_what_was_loaded_can_be_written_to_and_leaves_the_file_alone(snapshot):
+    arrays, _ = load_snapshot(snapshot)
+    arrays["reward"][:] = 5
+    assert load_snapshot(snapshot)[0]["reward"][0] == np.float32(0.1)

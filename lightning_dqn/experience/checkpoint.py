@@ -126,7 +126,10 @@ def _map(file: BinaryIO) -> NDArray[Any]:
     version = npy.read_magic(file)
     if version not in readers:
         raise ValueError(f"npy format {version} is not one that was written here")
-    shape, is_fortran, dtype = readers[version](file, max_header_size=_HEADER_BYTES)
+    try:
+        shape, is_fortran, dtype = readers[version](file, max_header_size=_HEADER_BYTES)
+    except Exception as error:  # numpy parses it as Python text, and lets through whatever that raises
+        raise ValueError("its header is none") from error
     if dtype.hasobject:
         raise ValueError("it holds Python objects, which are never loaded")
     start, end = file.tell(), file.seek(0, 2)
