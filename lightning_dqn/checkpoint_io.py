@@ -207,6 +207,22 @@ def find_checkpoint(path: str | Path) -> Path:
     return place
 
 
+def newest_readable(path: str | Path) -> tuple[Path, dict[str, Any]]:
+    """A checkpoint, or with a warning the one before, and where it lies: for those who look before the Trainer does.
+
+    Raises:
+        CheckpointError: See :meth:`CrashSafeCheckpointIO.load_checkpoint`.
+        FileNotFoundError: See there.
+    """
+    taken: list[Path] = []
+
+    def note(checkpoint: Mapping[str, Any], where: Path) -> None:
+        taken.append(where)
+
+    checkpoint = CrashSafeCheckpointIO(note).load_checkpoint(path)
+    return taken[0], checkpoint
+
+
 def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
     """Reads one checkpoint, without looking for the one before.
 

@@ -20,6 +20,7 @@ from lightning_dqn.checkpoint_io import (
     find_checkpoint,
     generations,
     install_checkpoint_io,
+    newest_readable,
     previous_of,
     read_checkpoint,
 )
@@ -265,6 +266,15 @@ def test_a_link_to_a_checkpoint_is_followed(saved):
 def test_addresses_are_refused(url):
     with pytest.raises(CheckpointError, match=r"^ckpt_path: .* is an address, not a file; download it first$"):
         CrashSafeCheckpointIO().load_checkpoint(url)
+
+
+def test_whoever_looks_first_is_told_where_it_lies(saved):
+    path, checkpoint = newest_readable(saved)
+    assert (path, checkpoint["epoch"]) == (saved, 2)
+    flip(saved)
+    with pytest.warns(UserWarning, match="Taking the one before"):
+        path, checkpoint = newest_readable(saved)
+    assert (path, checkpoint["epoch"]) == (previous_of(saved), 1)
 
 
 def test_what_is_not_there_is_said(tmp_path):
