@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from lightning_dqn.checkpoint_io import CrashSafeCheckpointIO, install_checkpoin
 from lightning_dqn.experience.checkpoint import SnapshotError
 from lightning_dqn.experience.datamodule import ExperienceDataModule, RandomStream
 from lightning_dqn.experience.exploration import EpsilonGreedy, Explorer, uniform_actions
+from lightning_dqn.experience.faults import EnvironmentFailure
 from lightning_dqn.experience.rewind import EpisodeRecord
 from lightning_dqn.experience.snapshots import SnapshotKeeper
 from lightning_dqn.experience.stepping import VectorStep
@@ -27,6 +28,7 @@ from lightning_dqn.hparams import differences
 from lightning_dqn.transition import ReplayBatch
 
 _WINDOWS, _EPISODES = "windows_", "episodes_"
+_TRIES = 3  # how often in a row the environments are made again without a step that succeeds
 
 
 class ExperienceCollector(Callback):
@@ -59,6 +61,7 @@ class ExperienceCollector(Callback):
         self._snapshots = SnapshotKeeper()
         self._restored: tuple[dict[str, NDArray[Any]], dict[str, Any]] | None = None
         self._last_log = (0, 0.0)
+        self._failures = 0
         self._stepper: ThreadPoolExecutor | None = None
         self._underway: tuple[NDArray[np.int64], NDArray[np.bool_] | None, Future[VectorStep]] | None = None
 
@@ -138,13 +141,18 @@ class ExperienceCollector(Callback):
         data = self._data(trainer)
         if data is None:
             return
-        data.buffer.update_priorities(batch.index, torch.stack(outputs["td_error"]))
+        index, td_error = batch.index, torch.stack(outputs["td_error"])
+        left_out = td_error.isnan().any(dim=1)
+        if left_out.any():  # an update whose loss is not finite says nothing about its transitions
+            index, td_error = index[~left_out], td_error[~left_out]
+        if len(index):
+            data.buffer.update_priorities(index, td_error)
         self.iterations += 1
         self._due += data.train_frequency
         if self._underway is not None:
             action, action_mask, step = self._underway
             self._underway = None
-            self._store(data, action, action_mask, step.result())
+            self._take(data, action, action_mask, step.result)
         self._collect(data, self._due, lambda observation: self._explore(observation, data, trainer, pl_module))
         if trainer._logger_connector.should_update_logs:
             self._log(data, pl_module)
@@ -305,7 +313,40 @@ class ExperienceCollector(Callback):
             action = policy(self._observation)
             self._record.note(self._envs.episode_length, action)
             action_mask = self._envs.action_mask
-            self._store(data, action, action_mask, self._envs.step(action))
+            self._take(data, action, action_mask, partial(self._envs.step, action))
+
+    def _take(
+        self,
+        data: ExperienceDataModule,
+        action: NDArray[np.int64],
+        action_mask: NDArray[np.bool_] | None,
+        step: Callable[[], VectorStep],
+    ) -> None:
+        try:
+            taken = step()
+        except EnvironmentFailure as failure:
+            self._failures += 1
+            if data.on_env_error == "raise" or self._failures > _TRIES:
+                raise
+            self._restart(data, failure)
+        else:
+            self._failures = 0
+            self._store(data, action, action_mask, taken)
+
+    def _restart(self, data: ExperienceDataModule, failure: EnvironmentFailure) -> None:
+        episodes = self._record.state_arrays(self._envs, self._observation)
+        episodes["episode_seed"][slice(None) if failure.index is None else failure.index] = -1
+        self._envs = data.open_envs()
+        try:
+            self._observation, there = self._record.play_again(self._envs, episodes)
+        except EnvironmentFailure:
+            self._envs = data.open_envs()
+            self._observation, there = self._envs.reset(), np.zeros(data.num_envs, np.bool_)
+        data.accumulator.forget(~there)
+        self._reference = data.buffer.remember(self._observation, ~there)
+        rank_zero_warn(
+            f"{failure}. The environments were made again; {(~there).sum()} of {len(there)} began a new episode."
+        )
 
     def _store(
         self,

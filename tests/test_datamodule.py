@@ -416,7 +416,8 @@ if __name__ == "__main__":
         )
         try:
             trainer.fit(model, data)
-        except (EOFError, OSError):
+        except RuntimeError as error:
+            assert "died at step" in str(error), error
             print("raised", data.envs is None)
         print("left", len(multiprocessing.active_children()), flush=True)
 """

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from enum import IntEnum
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -32,6 +32,8 @@ from lightning_dqn.experience.replay import NStepAccumulator, ReplayBuffer, Repl
 from lightning_dqn.experience.rows import Place
 from lightning_dqn.experience.stepping import SeededEnvs, episode_seeds
 from lightning_dqn.hparams import save_plain_hyperparameters
+
+OnEnvError = Literal["raise", "restart"]
 
 
 class RandomStream(IntEnum):
@@ -69,6 +71,9 @@ class ExperienceDataModule(LightningDataModule):
             not given, rewards are not clipped.
         life_loss: Learns from a lost life as from the end of an episode: nothing is bootstrapped beyond it. The episode
             itself goes on. For environments that tell ``lives`` in ``info``, as Atari does.
+        on_env_error: What to do when an environment breaks down, dies or hangs: ``raise`` an error that names it, or
+            ``restart``: all are made again, the others brought back to where they were, and its episode is abandoned.
+        env_timeout: Seconds that environments in processes of their own (``async``) have for an answer.
         seed_every_episode: Whether each training episode starts with a seed of its own, from which it can be replayed.
             If false, an environment is seeded once in a fit, which spares Atari the 90 ms it takes to be seeded.
             Evaluation episodes always have their seeds.
@@ -106,6 +111,8 @@ class ExperienceDataModule(LightningDataModule):
         action_mask: str | None = None,
         reward_clip: float | None = None,
         life_loss: bool = False,
+        on_env_error: OnEnvError = "raise",
+        env_timeout: float = 60.0,
         seed_every_episode: bool = True,
         buffer: ReplayBuffer | None = None,
         storage_dir: str | None = None,
@@ -140,6 +147,10 @@ class ExperienceDataModule(LightningDataModule):
         _check_at_least(0, learning_starts=learning_starts, eval_seed=eval_seed, seed=seed or 0)
         if vectorization not in get_args(Vectorization):
             raise ValueError(f"data.vectorization must be one of {get_args(Vectorization)}, got {vectorization!r}")
+        if on_env_error not in get_args(OnEnvError):
+            raise ValueError(f"data.on_env_error must be one of {get_args(OnEnvError)}, got {on_env_error!r}")
+        if not env_timeout > 0:
+            raise ValueError(f"data.env_timeout must be above 0 seconds, got {env_timeout}")
         if not 0 <= gamma <= 1:
             raise ValueError(f"data.gamma must be in [0, 1], got {gamma}")
         if reward_clip is not None and not 0 < reward_clip < math.inf:
@@ -159,6 +170,8 @@ class ExperienceDataModule(LightningDataModule):
         self.action_mask = action_mask
         self.reward_clip = reward_clip
         self.life_loss = life_loss
+        self.on_env_error: OnEnvError = on_env_error
+        self.env_timeout = env_timeout
         self.seed_every_episode = seed_every_episode
         self.n_step = n_step
         self.gamma = gamma
@@ -240,9 +253,16 @@ class ExperienceDataModule(LightningDataModule):
         mask_size = 0 if self.action_mask is None else self.num_actions
         place = Place(self.storage_dir, self._device())
         self.buffer.allocate(self.observation_shape, self.observation_dtype, mask_size, place)
-        envs = self._make_envs(self.num_envs, self.vectorization)
         self.episode_rng = self.rng(RandomStream.ENVIRONMENTS)
         self.replay_rng = self.rng(RandomStream.REPLAY)
+        self.accumulator.clear()
+        return self.open_envs()
+
+    def open_envs(self) -> SeededEnvs:
+        """Makes the training environments, again if there were some; their seeds go on."""
+        if self.envs is not None:
+            self.envs.close()
+        envs = self._make_envs(self.num_envs, self.vectorization)
         self.envs = SeededEnvs(
             envs,
             episode_seeds(self.episode_rng),
@@ -250,8 +270,8 @@ class ExperienceDataModule(LightningDataModule):
             seed_every_episode=self.seed_every_episode,
             reward_clip=self.reward_clip,
             life_loss=self.life_loss,
+            timeout=self.env_timeout,
         )
-        self.accumulator.clear()
         return self.envs
 
     def train_dataloader(self) -> ReplayDataset:

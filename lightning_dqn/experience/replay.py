@@ -121,6 +121,14 @@ class NStepAccumulator:
         """Forgets the open windows, as when an episode is abandoned."""
         self._age[:] = 0
 
+    def forget(self, where: NDArray[np.bool_]) -> None:
+        """Forgets the open windows of some environments, whose episodes are abandoned.
+
+        Args:
+            where: Of which, ``[N]``.
+        """
+        self._age[:, where] = 0
+
     def state_arrays(self) -> dict[str, NDArray[Any]]:
         """The open windows, by name; views, not copies."""
         return {name: array for name, array in self._windows().items() if array is not None}
@@ -137,7 +145,7 @@ class NStepAccumulator:
             return
         for name in self._windows():
             setattr(self, f"_{name}", arrays[name].copy() if name in arrays else None)
-        self._age[:, ~where] = 0
+        self.forget(~where)
 
     def _windows(self) -> dict[str, NDArray[Any] | None]:
         return {name: getattr(self, f"_{name}") for name in ("slot", "age", "reward", "action", "observation", "mask")}

@@ -5,7 +5,8 @@ Shapes: ``N`` environments, ``O`` the observation shape.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from lightning_dqn.experience.autoreset import members_reset_alone
 from lightning_dqn.experience.envs import close_envs
+from lightning_dqn.experience.faults import naming_failures, reset_in_time, step_in_time
 
 
 def episode_seeds(rng: np.random.Generator) -> Iterator[int]:
@@ -82,6 +84,7 @@ class SeededEnvs:
             numbers: for environments that are slow to seed.
         reward_clip: Learning sees rewards clipped to ``[-reward_clip, reward_clip]``; returns do not change.
         life_loss: Learning sees a terminal state where ``info["lives"]`` gets less; the episode goes on.
+        timeout: Seconds that environments in processes of their own have for an answer.
 
     Attributes:
         action_mask: Which actions are legal now, ``[N, A]``, bool; ``None`` if no mask is used.
@@ -98,6 +101,7 @@ class SeededEnvs:
         seed_every_episode: bool = True,
         reward_clip: float | None = None,
         life_loss: bool = False,
+        timeout: float = 60.0,
     ) -> None:
         self.envs = envs
         self.num_envs = envs.num_envs
@@ -120,6 +124,7 @@ class SeededEnvs:
         self.seed_every_episode = seed_every_episode
         self.reward_clip = reward_clip
         self.life_loss = life_loss
+        self.timeout = timeout
         self._lives: NDArray[Any] = np.zeros(self.num_envs, np.int64)
 
     def reset(self) -> NDArray[Any]:
@@ -127,7 +132,7 @@ class SeededEnvs:
         seeds = [next(self.seeds) for _ in range(self.num_envs)]
         # an environment that cannot reset its members alone takes one seed for all of them
         takes_one = self._is_native and (self.num_envs == 1 or not self.resets_alone)
-        observation, info = self.envs.reset(seed=seeds[0] if takes_one else seeds)  # type: ignore[arg-type]
+        observation, info = self._reset(seed=seeds[0] if takes_one else seeds)
         self.episode_seed[:] = seeds
         self.episode_return[:] = 0
         self.episode_length[:] = 0
@@ -144,10 +149,12 @@ class SeededEnvs:
             action: Action indices in ``[0, num_actions)``, ``[N]``; the space's own ``start`` is added here.
 
         Raises:
+            EnvironmentFailure: If an environment breaks down, dies, or does not answer in time.
             ValueError: If an environment returns a reward or observation that is NaN or infinite, or a mask without a
                 legal action.
         """
-        following, reward, terminated, truncated, info = self.envs.step(action + self._first_action)
+        take = partial(step_in_time, self.envs, action + self._first_action, self.timeout)
+        following, reward, terminated, truncated, info = self._ask(take)
         following = self._own(following)
         valid = ~self._resets_next
         self.episode_return += reward * valid
@@ -163,6 +170,12 @@ class SeededEnvs:
         observation = self._next_observation(done, following) if done.any() else following
         self._resets_next = done & (not self.resets_alone)
         return VectorStep(following, reward, terminated, truncated, observation, valid, *totals, next_mask, *learned)
+
+    def _reset(self, **kwargs: Any) -> Any:
+        return self._ask(partial(reset_in_time, self.envs, self.timeout, **kwargs))
+
+    def _ask(self, what: Callable[[], Any]) -> Any:
+        return naming_failures(self.envs, self.timeout, self._whereabouts, what)
 
     def close(self) -> None:
         """Closes the environments and ends their processes."""
@@ -185,9 +198,9 @@ class SeededEnvs:
         for i in np.flatnonzero(done & (self.seed_every_episode or seeds_of_all is not None)):
             self.episode_seed[i] = seeds[i] = next(seeds_of_all or self.seeds)
         if self._is_native and self.num_envs == 1:
-            observation, info = self.envs.reset(seed=seeds[0])
+            observation, info = self._reset(seed=seeds[0])
         else:  # gymnasium pops the mask from the dictionary it is given, hence a new one every time
-            observation, info = self.envs.reset(seed=seeds, options={"reset_mask": done.copy()})  # type: ignore[arg-type]
+            observation, info = self._reset(seed=seeds, options={"reset_mask": done.copy()})
         self._check_finite(observation, np.zeros(self.num_envs))
         masks = self._masks(info, ~done)
         if masks is not None and self.action_mask is not None:  # a reset says nothing of those that go on
