@@ -9,13 +9,13 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.callbacks import ProgressBar as BaseProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from lightning_dqn.checkpoint_io import newest_readable
 from lightning_dqn.collector import ExperienceCollector
 from lightning_dqn.experience.datamodule import ExperienceDataModule
 from lightning_dqn.learner.module import DQNLightningModule
@@ -217,7 +217,7 @@ def _check_checkpoint(path: str | None, to_go_on: bool) -> None:
         return
     if not Path(path).is_file():
         raise ValueError(f"ckpt_path: {path} does not exist")
-    if to_go_on and "optimizer_states" not in torch.load(path, weights_only=True, map_location="cpu", mmap=True):
+    if to_go_on and "optimizer_states" not in newest_readable(path)[1]:
         raise ValueError(f"ckpt_path: {path} holds weights alone, from which no run can go on; take latest.ckpt")
 
 

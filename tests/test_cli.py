@@ -261,6 +261,21 @@ def test_weights_alone_are_refused_to_go_on_from():
         main([*FIT, f"--ckpt_path={RUN}/checkpoints/best.ckpt"])
 
 
+def test_a_damaged_checkpoint_is_replaced_by_the_one_before():
+    main([*FIT, "--trainer.max_epochs=3"])
+    latest = RUN / "checkpoints/latest.ckpt"
+    content = bytearray(latest.read_bytes())
+    content[len(content) // 2] ^= 1
+    latest.write_bytes(content)
+    with pytest.warns(UserWarning, match=r"ckpt_path: .*latest\.ckpt .*latest\.previous\.ckpt"):
+        main([*FIT, "--trainer.max_epochs=4", f"--ckpt_path={latest}"])
+    steps = [float(row["env_steps"]) for row in rows(Path("runs/cartpole/version_1"))]
+    assert 64 + 2 * 128 < min(steps) <= 64 + 3 * 128
+    (RUN / "checkpoints/latest.previous.ckpt").unlink()
+    with pytest.raises(SystemExit, match=r"error: ckpt_path: .*latest\.ckpt"):
+        main([*FIT, f"--ckpt_path={latest}"])
+
+
 def test_the_command_line_decides_when_a_run_goes_on():
     main(FIT)
     latest = f"--ckpt_path={RUN}/checkpoints/latest.ckpt"

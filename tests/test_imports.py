@@ -90,7 +90,7 @@ MAY_IMPORT = {
         "stepping",
         "transition",
     },
-    "cli": {"collector", "datamodule", "module", "watch"},
+    "cli": {"checkpoint_io", "collector", "datamodule", "module", "watch"},
 }
 AT_RUN_TIME = {"module": {"collector", "signals"}}
 
