@@ -84,7 +84,7 @@ class DQNCLI(LightningCLI):
             config = self.config[command]
             if config.get("ckpt_path") in (_LAST, _LAST_IF_ANY):
                 config.ckpt_path = _last_checkpoint(config, must=config.ckpt_path == _LAST)
-            _check_checkpoint(config.get("ckpt_path"), to_go_on=command == "fit")
+            config.ckpt_path = _readable_checkpoint(config.get("ckpt_path"), to_go_on=command == "fit")
 
     def _parse_ckpt_path(self) -> None:
         # a checkpoint's hyper-parameters would silently win over the command line of the run that goes on from it
@@ -212,13 +212,16 @@ def _last_checkpoint(config: Any, must: bool) -> str | None:
     return None
 
 
-def _check_checkpoint(path: str | None, to_go_on: bool) -> None:
+def _readable_checkpoint(path: str | None, to_go_on: bool) -> str | None:
+    """The checkpoint, or the one before where it is damaged: the parser reads it before the Trainer does."""
     if not path or path in ("best", "hpc", "registry"):
-        return
+        return path
     if not Path(path).is_file():
         raise ValueError(f"ckpt_path: {path} does not exist")
-    if to_go_on and "optimizer_states" not in newest_readable(path)[1]:
+    readable, checkpoint = newest_readable(path)
+    if to_go_on and "optimizer_states" not in checkpoint:
         raise ValueError(f"ckpt_path: {path} holds weights alone, from which no run can go on; take latest.ckpt")
+    return str(readable)
 
 
 def main(args: ArgsType = None) -> None:

@@ -271,6 +271,9 @@ def test_a_damaged_checkpoint_is_replaced_by_the_one_before():
         main([*FIT, "--trainer.max_epochs=4", f"--ckpt_path={latest}"])
     steps = [float(row["env_steps"]) for row in rows(Path("runs/cartpole/version_1"))]
     assert 64 + 2 * 128 < min(steps) <= 64 + 3 * 128
+    latest.write_bytes(content)
+    with pytest.warns(UserWarning, match=r"ckpt_path: .*latest\.ckpt .*latest\.previous\.ckpt"):
+        main(["test", *FIT[1:], f"--ckpt_path={latest}"])
     (RUN / "checkpoints/latest.previous.ckpt").unlink()
     with pytest.raises(SystemExit, match=r"error: ckpt_path: .*latest\.ckpt"):
         main([*FIT, f"--ckpt_path={latest}"])
