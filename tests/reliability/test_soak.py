@@ -1,0 +1,79 @@
+"""Long runs: once the replay is full, memory, open files and processes stay as they are."""
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from lightning.pytorch import Callback
+
+from lightning_dqn.cli import DQNCLI
+
+pytestmark = pytest.mark.slow
+
+MIB = 2**20
+
+
+class Watch(Callback):
+    """Notes what the process holds, every so many environment steps."""
+
+    seen: list[tuple[int, int, int, int]] = []
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+
+    def on_train_batch_end(self, trainer, pl_module, *args):
+        steps = trainer.datamodule.env_steps
+        if steps // self.every > (self.seen[-1][0] if self.seen else 0) // self.every:
+            pages = int(Path("/proc/self/statm").read_text().split()[1])
+            children = sum(len(path.read_text().split()) for path in Path("/proc/self/task").glob("*/children"))
+            files = len(list(Path("/proc/self/fd").iterdir()))
+            self.seen.append((steps, pages * os.sysconf("SC_PAGE_SIZE"), files, children))
+
+
+def soak(tmp_path, monkeypatch, every, full, args):
+    """Runs a configuration; returns the slope of memory in MiB for 100,000 steps after ``full`` of them."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["lightning-dqn"])
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    Watch.seen = []
+    watch = f"{{class_path: {__name__}.Watch, init_args: {{every: {every}}}}}"
+    cli = DQNCLI(["fit", *args, f"--trainer.callbacks=[{watch}]", "--trainer.enable_progress_bar=false"])
+    steps, memory, files, children = np.array([row for row in Watch.seen if row[0] > full]).T
+    slope = float(np.polyfit(steps / 1e5, memory / MIB, 1)[0])
+    print(
+        f"\n{args[0]}: {slope:+.2f} MiB for 100,000 steps over {steps[-1] - steps[0]:,} of them, "
+        f"{memory[-1] / MIB:.0f} MiB in all, files {files.min()} to {files.max()}, "
+        f"processes {children.min()} to {children.max()}"
+    )
+    assert files.max() - files.min() <= 1
+    assert children.min() == children.max()
+    return cli, slope
+
+
+def test_cartpole_does_not_grow(tmp_path, monkeypatch):
+    more = ["--data.buffer.capacity=10_000", "--trainer.max_epochs=120", "--trainer.check_val_every_n_epoch=20"]
+    _, slope = soak(tmp_path, monkeypatch, 5_000, 60_000, ["--config=cartpole", "--config=per", *more])
+    assert slope < 1
+
+
+def test_pong_on_a_cpu_with_checkpoint_and_resume(tmp_path, monkeypatch):
+    more = [
+        "--seed_everything=0",
+        "--data.buffer.capacity=4_000",
+        "--data.learning_starts=1_000",
+        "--data.steps_per_epoch=9_504",
+        "--data.eval_episodes=1",
+        "--data.max_eval_steps=500",
+    ]
+    args = ["--config=atari", *more]
+    cli, slope = soak(tmp_path, monkeypatch, 500, 6_000, [*args, "--trainer.max_epochs=2"])
+    assert cli.datamodule.env_steps == 1_000 + 2 * 9_504
+    assert slope < 10  # over so few steps a page more or less is as much
+    path = Path("runs/atari/version_0/checkpoints/latest.ckpt")
+    assert path.is_file()
+    assert path.stat().st_size < 60 * MIB
+    resumed, _ = soak(tmp_path, monkeypatch, 500, 0, [*args, "--trainer.max_epochs=3", f"--ckpt_path={path}"])
+    assert resumed.datamodule.env_steps == 1_000 + 3 * 9_504
+    assert Watch.seen[0][0] > 1_000 + 2 * 9_504
