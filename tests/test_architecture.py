@@ -15,7 +15,12 @@ PATH = {
         "ExperienceCollector._store",
         "ExperienceCollector._explore",
     ],
-    "experience/stepping": ["SeededEnvs.step", "SeededEnvs._next_observation", "SeededEnvs.start_episodes"],
+    "experience/stepping": [
+        "SeededEnvs.step",
+        "SeededEnvs._next_observation",
+        "SeededEnvs.start_episodes",
+        "SeededEnvs._begin",
+    ],
     "experience/replay": [
         "NStepAccumulator.add",
         "ReplayBuffer.remember",

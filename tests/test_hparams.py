@@ -217,6 +217,7 @@ def test_hyper_parameters_are_the_arguments_of_the_module():
         "lr_scheduler": None,
         "target_update_period": 1,
         "target_update_rate": 0.5,
+        "max_skipped_updates": 10,
     }
 
 

@@ -191,8 +191,7 @@ class SeededEnvs:
         Returns:
             What all environments show now, ``[N, *O]``.
         """
-        self.episode_return[done] = 0
-        self.episode_length[done] = 0
+        self._begin(done)
         seeds: list[int | None] = [None] * self.num_envs
         self.episode_seed[done] = -1
         for i in np.flatnonzero(done & (self.seed_every_episode or seeds_of_all is not None)):
@@ -211,9 +210,12 @@ class SeededEnvs:
     def _next_observation(self, done: NDArray[np.bool_], following: NDArray[Any]) -> NDArray[Any]:
         if self.resets_alone:
             return self.start_episodes(done)
+        self._begin(done)
+        return following
+
+    def _begin(self, done: NDArray[np.bool_]) -> None:
         self.episode_return[done] = 0
         self.episode_length[done] = 0
-        return following
 
     def _as_learned(
         self, reward: NDArray[np.float64], terminated: NDArray[np.bool_], info: dict[str, Any]

@@ -195,8 +195,8 @@ actions = self.act(observation, action_mask).cpu().numpy()
         id="G10a",
         mistake="Actions are sent as indices to environments whose actions do not start at 0",
         file="experience/stepping",
-        old="self.envs.step(action + self._first_action)",
-        new="self.envs.step(action)",
+        old="self.envs, action + self._first_action,",
+        new="self.envs, action,",
         killers=("stepping::test_actions_are_indices_whatever_the_start_of_the_space",),
     ),
     Mutant(

@@ -153,8 +153,8 @@ values = legal_values(following.q_values, transition.next_action_mask)
         id="E8c",
         mistake="Gradients of one update are added to those of the one before",
         file="learner/module",
-        old="            parameter.grad = None\n",
-        new="            pass\n",
+        old='for parameter in group["params"]):\n            parameter.grad = None\n',
+        new='for parameter in group["params"]):\n            pass\n',
         killers=("module::test_weights_are_exactly_those_of_a_loop_written_by_hand",),
     ),
     Mutant(
