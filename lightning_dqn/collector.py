@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -142,9 +143,9 @@ class ExperienceCollector(Callback):
         if data is None:
             return
         index, td_error = batch.index, torch.stack(outputs["td_error"])
-        left_out = td_error.isnan().any(dim=1)
-        if left_out.any():  # an update whose loss is not finite says nothing about its transitions
-            index, td_error = index[~left_out], td_error[~left_out]
+        if math.isnan(td_error.sum().item()):  # an update whose loss is not finite says nothing about its transitions
+            learned = ~td_error.isnan().any(dim=1)
+            index, td_error = index[learned], td_error[learned]
         if len(index):
             data.buffer.update_priorities(index, td_error)
         self.iterations += 1

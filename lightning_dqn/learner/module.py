@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -296,7 +297,7 @@ class DQNLightningModule(LightningModule):
         Raises:
             FloatingPointError: After ``max_skipped_updates`` in a row.
         """
-        if torch.isfinite(self._iteration.losses[-1]):
+        if math.isfinite(self._iteration.losses[-1].item()):
             self._skipped_in_a_row = 0
             return
         self.skipped_updates += 1
