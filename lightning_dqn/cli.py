@@ -216,9 +216,10 @@ def _readable_checkpoint(path: str | None, to_go_on: bool) -> str | None:
     """The checkpoint, or the one before where it is damaged: the parser reads it before the Trainer does."""
     if not path or path in ("best", "hpc", "registry"):
         return path
-    if not Path(path).is_file():
-        raise ValueError(f"ckpt_path: {path} does not exist")
-    readable, checkpoint = newest_readable(path)
+    try:
+        readable, checkpoint = newest_readable(path)
+    except FileNotFoundError as missing:
+        raise ValueError(str(missing)) from missing
     if to_go_on and "optimizer_states" not in checkpoint:
         raise ValueError(f"ckpt_path: {path} holds weights alone, from which no run can go on; take latest.ckpt")
     return str(readable)

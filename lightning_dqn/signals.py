@@ -39,6 +39,7 @@ class GracefulInterrupt(Callback):
         self._due: signal.Signals | None = None
         self._previous: dict[signal.Signals, Any] = {}
         self._requeue: signal.Signals | None = None
+        self._ends_process = False
         self._period: int | None = None
         self._limit: int | float | None = None
 
@@ -109,8 +110,6 @@ class GracefulInterrupt(Callback):
         if self._ends_process:
             self._ends_process = False
             sys.exit(128 + signal.SIGTERM)
-
-    _ends_process = False
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
         self._due = signal.Signals(signum)

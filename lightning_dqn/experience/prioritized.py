@@ -122,8 +122,9 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         # (N P_i)^-beta over the largest of the minibatch, which is that of the smallest priority
         weight = (priority.min(axis=1, keepdims=True) / priority) ** self.beta(env_steps, 0)
         # by name, a transition is the last one stored in its slot
-        name = (slot.reshape(weight.shape) - self._count) % self.capacity + (self._count - self.capacity)
-        return self._gather(name, torch.from_numpy(weight.astype(np.float32)))
+        slot = slot.reshape(weight.shape)
+        name = (slot - self._count) % self.capacity + (self._count - self.capacity)
+        return self._gather(name, slot, torch.from_numpy(weight.astype(np.float32)))
 
     def schedules(self, env_steps: int) -> dict[str, float]:
         """The present beta."""

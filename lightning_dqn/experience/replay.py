@@ -276,7 +276,7 @@ class ReplayBuffer:
         """
         self._check_filled()
         name = self._first + rng.integers(len(self), size=(num_updates, batch_size))
-        return self._gather(name, torch.ones(num_updates, batch_size))
+        return self._gather(name, name % self.capacity, torch.ones(num_updates, batch_size))
 
     def schedules(self, env_steps: int) -> dict[str, float]:
         """The values its draws depend on at this moment, by the name they are logged under (``collect/<name>``)."""
@@ -349,8 +349,7 @@ class ReplayBuffer:
                 "and the ExperienceDataModule has to be given to the Trainer as `datamodule=`"
             )
 
-    def _gather(self, name: NDArray[np.int64], weight: Tensor) -> ReplayBatch:
-        slot = name % self.capacity
+    def _gather(self, name: NDArray[np.int64], slot: NDArray[np.int64], weight: Tensor) -> ReplayBatch:
         step, *masks = (column.array.take(slot, axis=0) for column in self._columns)
         observation, next_observation = self.observations.take(slot)
         action, reward, discount = (torch.from_numpy(step[field]) for field in _STEP.names or ())

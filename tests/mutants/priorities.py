@@ -164,8 +164,8 @@ parts = np.arange(num_updates * batch_size).reshape(num_updates, batch_size)
         id="D9b",
         mistake="A transition is known by its slot, which will be another's",
         file="experience/prioritized",
-        old="name = (slot.reshape(weight.shape) - self._count) % self.capacity + (self._count - self.capacity)",
-        new="name = slot.reshape(weight.shape)",
+        old="name = (slot - self._count) % self.capacity + (self._count - self.capacity)",
+        new="name = slot",
         killers=("prioritized::test_a_transition_can_be_overwritten_between_its_sampling_and_its_priority",),
     ),
     Mutant(
