@@ -15,7 +15,7 @@ from gymnasium.vector import SyncVectorEnv, VectorEnv
 from lightning_dqn import ExperienceDataModule
 from lightning_dqn.experience.atari import AtariEnvs, atari_spec
 from lightning_dqn.experience.envs import make_env, make_envs, resolve_env
-from lightning_dqn.experience.replay import NStepAccumulator
+from lightning_dqn.experience.n_step import NStepAccumulator
 from lightning_dqn.experience.stepping import SeededEnvs
 
 WITHOUT_CHANCE = {"repeat_action_probability": 0.0, "noop_max": 0}

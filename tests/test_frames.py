@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lightning_dqn import PrioritizedReplayBuffer, ReplayBuffer, SharedFrames, Transition
-from lightning_dqn.experience.replay import NStepAccumulator
+from lightning_dqn.experience.n_step import NStepAccumulator
 from lightning_dqn.experience.rows import DeviceRows, Place
 from tests.environments import Film, seeded
 

@@ -30,6 +30,7 @@ MAY_IMPORT = {
     "checkpoint": {"files"},
     "snapshots": {"checkpoint", "files"},
     "hparams": set(),
+    "loggers": {"files"},
     "rng": set(),
     "rewind": {"stepping"},
     "faults": set(),
@@ -64,6 +65,7 @@ MAY_IMPORT = {
     "rows": {"memory"},
     "observations": {"rows"},
     "frames": {"observations", "rows"},
+    "n_step": {"transition"},
     "replay": {"observations", "rows", "transition"},
     "sum_tree": set(),
     "prioritized": {"observations", "replay", "rows", "schedules", "sum_tree", "transition"},
@@ -73,6 +75,7 @@ MAY_IMPORT = {
         "envs",
         "evaluation",
         "hparams",
+        "n_step",
         "replay",
         "rows",
         "stepping",
@@ -90,7 +93,7 @@ MAY_IMPORT = {
         "stepping",
         "transition",
     },
-    "cli": {"checkpoint_io", "collector", "datamodule", "module", "watch"},
+    "cli": {"checkpoint_io", "collector", "datamodule", "loggers", "module", "watch"},
 }
 AT_RUN_TIME = {"module": {"collector", "signals"}}
 

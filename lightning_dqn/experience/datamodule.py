@@ -28,7 +28,8 @@ from lightning_dqn.experience.envs import (
     resolve_env,
 )
 from lightning_dqn.experience.evaluation import EvaluationEpisodes, EvaluationSchedule
-from lightning_dqn.experience.replay import NStepAccumulator, ReplayBuffer, ReplayDataset
+from lightning_dqn.experience.n_step import NStepAccumulator
+from lightning_dqn.experience.replay import ReplayBuffer, ReplayDataset
 from lightning_dqn.experience.rows import Place
 from lightning_dqn.experience.stepping import SeededEnvs, episode_seeds
 from lightning_dqn.hparams import save_plain_hyperparameters

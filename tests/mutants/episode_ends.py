@@ -6,18 +6,18 @@ EPISODE_ENDS = (
     Mutant(
         id="A1a",
         mistake="An episode that was cut off is stored as one that terminated, so nothing is bootstrapped",
-        file="experience/replay",
+        file="experience/n_step",
         old="discount = np.where(terminated, 0.0, self._powers[1])",
         new="discount = np.where(terminated | truncated, 0.0, self._powers[1])",
-        killers=("replay::test_windows_are_those_of_one_environment_at_a_time",),
+        killers=("n_step::test_windows_are_those_of_one_environment_at_a_time",),
     ),
     Mutant(
         id="A1b",
         mistake="The same for windows of several steps",
-        file="experience/replay",
+        file="experience/n_step",
         old="discount = np.where(terminated[env], 0.0,",
         new="discount = np.where(terminated[env] | truncated[env], 0.0,",
-        killers=("replay::test_rewards_1_2_4_8_and_a_time_limit_with_windows_of_three",),
+        killers=("n_step::test_rewards_1_2_4_8_and_a_time_limit_with_windows_of_three",),
     ),
     Mutant(
         id="A2",

@@ -3,14 +3,14 @@
 from tests.mutants.mutant import Mutant
 
 CLOSES = "closes = opened & ((self._age == self.n_step) | terminated | truncated)"
-TERMINAL = "replay::test_rewards_1_2_4_8_and_a_terminal_state_with_windows_of_three"
-TIME_LIMIT = "replay::test_rewards_1_2_4_8_and_a_time_limit_with_windows_of_three"
+TERMINAL = "n_step::test_rewards_1_2_4_8_and_a_terminal_state_with_windows_of_three"
+TIME_LIMIT = "n_step::test_rewards_1_2_4_8_and_a_time_limit_with_windows_of_three"
 
 N_STEP = (
     Mutant(
         id="B1",
         mistake="The windows still open at the end of an episode are thrown away",
-        file="experience/replay",
+        file="experience/n_step",
         old=CLOSES,
         new="closes = opened & (self._age == self.n_step); self._age[opened & ~closes & (terminated | truncated)] = 0",
         killers=(TERMINAL,),
@@ -18,15 +18,15 @@ N_STEP = (
     Mutant(
         id="B2",
         mistake="A window runs over a truncation into the next episode",
-        file="experience/replay",
+        file="experience/n_step",
         old=CLOSES,
         new="closes = opened & ((self._age == self.n_step) | terminated)",
-        killers=("replay::test_windows_are_those_of_one_environment_at_a_time",),
+        killers=("n_step::test_windows_are_those_of_one_environment_at_a_time",),
     ),
     Mutant(
         id="B3",
         mistake="Whether a window ends in a terminal state is asked of its first step instead of its last",
-        file="experience/replay",
+        file="experience/n_step",
         old="discount = np.where(terminated[env], 0.0,",
         new="discount = np.where(terminated[env] & (self._age[slot, env] == 1), 0.0,",
         killers=(TERMINAL,),
@@ -34,7 +34,7 @@ N_STEP = (
     Mutant(
         id="B4a",
         mistake="What follows a window of several steps is discounted as after a single one",
-        file="experience/replay",
+        file="experience/n_step",
         old="self._powers[self._age[slot, env]])",
         new="self._powers[1])",
         killers=(TIME_LIMIT,),
@@ -42,7 +42,7 @@ N_STEP = (
     Mutant(
         id="B4b",
         mistake="What follows a window that an end has cut short is discounted as after a full one",
-        file="experience/replay",
+        file="experience/n_step",
         old="self._powers[self._age[slot, env]])",
         new="self._powers[self.n_step])",
         killers=(TIME_LIMIT,),
@@ -66,23 +66,23 @@ N_STEP = (
     Mutant(
         id="B6a",
         mistake="An end in one environment closes the windows of all, as if they stood in one queue",
-        file="experience/replay",
+        file="experience/n_step",
         old=CLOSES,
         new="closes = opened & ((self._age == self.n_step) | (terminated | truncated).any())",
-        killers=("replay::test_windows_are_those_of_one_environment_at_a_time",),
+        killers=("n_step::test_windows_are_those_of_one_environment_at_a_time",),
     ),
     Mutant(
         id="B6b",
         mistake="The windows of all environments start with the observations of the first",
-        file="experience/replay",
+        file="experience/n_step",
         old="started = self._observation[slot, env], self._action[slot, env]",
         new="started = self._observation[slot, 0], self._action[slot, env]",
-        killers=("replay::test_windows_are_those_of_one_environment_at_a_time",),
+        killers=("n_step::test_windows_are_those_of_one_environment_at_a_time",),
     ),
     Mutant(
         id="B7",
         mistake="A window begins with the rewards of the one whose slot it takes",
-        file="experience/replay",
+        file="experience/n_step",
         old="        self._reward[slot, env] = 0.0\n",
         new="",
         killers=(TERMINAL,),
@@ -90,7 +90,7 @@ N_STEP = (
     Mutant(
         id="B8",
         mistake="All open windows hold one and the same array of observations, which moves on with every step",
-        file="experience/replay",
+        file="experience/n_step",
         old="self._observation[slot, env] = observation[valid]",
         new="self._observation = np.broadcast_to(observation, self._observation.shape)",
         killers=(TERMINAL,),
@@ -106,7 +106,7 @@ N_STEP = (
     Mutant(
         id="B9b",
         mistake="A window is stored, and can be drawn, with its first step",
-        file="experience/replay",
+        file="experience/n_step",
         old=CLOSES,
         new="closes = opened.copy()",
         killers=(TERMINAL,),
@@ -114,7 +114,7 @@ N_STEP = (
     Mutant(
         id="B10",
         mistake="The later rewards of a window are not multiplied by the discounts of the steps before",
-        file="experience/replay",
+        file="experience/n_step",
         old="np.where(opened, self._powers[self._age] * reward, 0.0)",
         new="np.where(opened, reward, 0.0)",
         killers=(TERMINAL,),
