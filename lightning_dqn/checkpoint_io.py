@@ -15,6 +15,7 @@ from typing import IO, Any, cast
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from lightning_dqn.files import NewFile, check_space, clean_leftovers, flush_directory, open_regular, sha256, unfinished
@@ -179,6 +180,25 @@ def install_checkpoint_io(
     else:
         return False
     return True
+
+
+def full_checkpoint(trainer: Trainer) -> tuple[Path, str]:
+    """The folder of a run's full checkpoints, beside which its replay is kept, and the name of the latest of them."""
+    full = [
+        callback
+        for callback in trainer.checkpoint_callbacks
+        if isinstance(callback, ModelCheckpoint) and not callback.save_weights_only
+    ]
+    if not full:
+        return Path(trainer.default_root_dir), "latest"
+    callback = min(full, key=lambda callback: callback.monitor is not None)
+    return Path(callback.dirpath or trainer.default_root_dir), callback.filename or "latest"
+
+
+def checkpoint_folders(trainer: Trainer) -> set[Path]:
+    """All folders that a run writes checkpoints into."""
+    folders = (getattr(callback, "dirpath", None) for callback in trainer.checkpoint_callbacks)
+    return {Path(folder) for folder in folders if folder}
 
 
 def previous_of(path: Path) -> Path:

@@ -5,30 +5,25 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from numpy.typing import NDArray
 
-from lightning_dqn.checkpoint_io import CrashSafeCheckpointIO, install_checkpoint_io
-from lightning_dqn.experience.checkpoint import SnapshotError
 from lightning_dqn.experience.datamodule import ExperienceDataModule, RandomStream
 from lightning_dqn.experience.exploration import EpsilonGreedy, Explorer, uniform_actions
 from lightning_dqn.experience.faults import EnvironmentFailure
 from lightning_dqn.experience.rewind import EpisodeRecord
-from lightning_dqn.experience.snapshots import SnapshotKeeper
 from lightning_dqn.experience.stepping import VectorStep
-from lightning_dqn.hparams import differences
+from lightning_dqn.resume import RunState, data_of
 from lightning_dqn.transition import ReplayBatch
 
-_WINDOWS, _EPISODES = "windows_", "episodes_"
 _TRIES = 3  # how often in a row the environments are made again without a step that succeeds
 
 
@@ -59,8 +54,7 @@ class ExperienceCollector(Callback):
         self.iterations = 0
         self._recent: deque[tuple[float, int]] = deque(maxlen=100)
         self._due = 0  # the env step up to which the last iteration collected
-        self._snapshots = SnapshotKeeper()
-        self._restored: tuple[dict[str, NDArray[Any]], dict[str, Any]] | None = None
+        self._state = RunState()
         self._last_log = (0, 0.0)
         self._failures = 0
         self._stepper: ThreadPoolExecutor | None = None
@@ -74,13 +68,13 @@ class ExperienceCollector(Callback):
                 "trainer.callbacks: two ExperienceCollectors would both step the environments; keep one (the CLI's is "
                 "configured under `collect:`)"
             )
-        data = self._data(trainer)
+        data = data_of(trainer)
         if self.overlap and data is not None and data.train_frequency > data.num_envs:
             raise ValueError(
                 f"collect.overlap: an iteration takes one step of all environments while it learns, but "
                 f"data.train_frequency ({data.train_frequency}) is more than data.num_envs ({data.num_envs})"
             )
-        install_checkpoint_io(trainer, partial(self._accept, trainer), self._written)
+        self._state.setup(trainer)
         for logger in trainer.loggers:
             run = getattr(logger, "experiment", None)
             if run is not None and trainer.is_global_zero and hasattr(run, "define_metric"):
@@ -89,33 +83,29 @@ class ExperienceCollector(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Makes environments and buffer, and puts back what a checkpoint brought."""
-        data = self._data(trainer)
+        data = data_of(trainer)
         if data is None:
             return
         if trainer.ckpt_path is None:  # a fit from the start, perhaps not the first with these objects
             data.env_steps = self.episodes = self.iterations = 0
             self._recent.clear()
-            self._restored = None
-            self._snapshots.clear()
             self.explorer.load_state_dict({})
         self.rng = data.rng(RandomStream.EXPLORATION)
         self._envs = data.open()
         self._record = EpisodeRecord(data.num_envs, data.num_actions)
-        if trainer.is_global_zero:
-            for home in {self._home(trainer), *map(Path, self._checkpoint_folders(trainer))}:
-                self._snapshots.clean(home)
+        self._state.begin(trainer)
         self._stepper = ThreadPoolExecutor(1, "environments") if self.overlap else None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Fills the buffer with random experience, as far as it is not there already."""
-        data = self._data(trainer)
+        data = data_of(trainer)
         if data is None:
             return
-        if self._restored is None:
+        if self._state.is_loaded:
+            self._observation, self._reference = self._state.put_back(data, self._record, self.rng)
+        else:
             self._observation = self._envs.reset()
             self._reference = data.buffer.remember(self._observation)
-        else:
-            self._put_back(data)
         if len(data.buffer) == 0:
             warmup = data.batch_size if trainer.fast_dev_run else data.learning_starts  # type: ignore[attr-defined]
             self._due = data.env_steps + warmup
@@ -128,7 +118,7 @@ class ExperienceCollector(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: ReplayBatch, batch_idx: int
     ) -> None:
         """Sends the environments on their way, if they step while the learner learns."""
-        data = self._data(trainer)
+        data = data_of(trainer)
         if data is None or self._stepper is None or data.env_steps >= self._due + data.train_frequency:
             return
         action = self._explore(self._observation, data, trainer, pl_module)
@@ -139,7 +129,7 @@ class ExperienceCollector(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: ReplayBatch, batch_idx: int
     ) -> None:
         """Gives priorities back, then takes the environment steps of this iteration."""
-        data = self._data(trainer)
+        data = data_of(trainer)
         if data is None:
             return
         index, td_error = batch.index, torch.stack(outputs["td_error"])
@@ -205,109 +195,14 @@ class ExperienceCollector(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Writes the replay into a directory beside the checkpoint; its name goes into the checkpoint."""
-        data = self._data(trainer)
-        if not self.save_replay or data is None or data.dataset is None:
-            return
-        states = {key: generator.bit_generator.state for key, generator in self._rngs(data).items()}
-        meta = {"rngs": states, "gamma": data.gamma, "n_step": data.n_step}
-        parts = {
-            "": data.buffer.state_arrays(),
-            _WINDOWS: data.accumulator.state_arrays(),
-            _EPISODES: self._record.state_arrays(self._envs, self._observation),
-        }
-        arrays = {prefix + key: array for prefix, part in parts.items() for key, array in part.items()}
-        replay, problem = None, "another process could not write"
-        try:
-            replay = self._snapshots.save(self._home(trainer), data.env_steps, trainer.global_rank, arrays, meta)
-        except OSError as error:
-            problem = str(error)
-        if not trainer.strategy.reduce_boolean_decision(replay is not None):
-            rank_zero_warn(f"The replay could not be saved, this checkpoint is without it; training goes on: {problem}")
-            return
-        checkpoint["replay"] = replay
-        if not isinstance(trainer.strategy.checkpoint_io, CrashSafeCheckpointIO) and trainer.is_global_zero:
-            self._written(checkpoint)  # nobody else is going to say so
+        data = data_of(trainer)
+        if self.save_replay and data is not None and data.dataset is not None:
+            episodes = self._record.state_arrays(self._envs, self._observation)
+            self._state.save(trainer, checkpoint, data, episodes, self.rng)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Reads the replay that belongs to the checkpoint; without it, experience is collected anew, with a warning."""
-        if trainer.state.fn != "fit" or self._data(trainer) is None:
-            return
-        self._warn_of_differences(trainer, pl_module, checkpoint)
-        replay = checkpoint.get("replay")
-        if replay is None:
-            rank_zero_warn(f"{trainer.ckpt_path} has no replay with it: experience is collected anew.")
-            return
-        try:
-            self._restored = self._snapshots.load(replay, self._beside(trainer), trainer.global_rank)
-        except SnapshotError as error:
-            rank_zero_warn(f"The replay of {trainer.ckpt_path} is lost, experience is collected anew: {error}")
-
-    def _warn_of_differences(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        data = self._data(trainer)
-        assert data is not None
-        changed = differences(checkpoint.get("hyper_parameters", {}), dict(pl_module.hparams), "model")
-        changed += differences(checkpoint.get("datamodule_hyper_parameters", {}), dict(data.hparams), "data")
-        if changed:
-            rank_zero_warn(
-                f"{trainer.ckpt_path} was written under other settings: {'; '.join(changed)}. This run takes its own, "
-                "but for what is part of the state of its optimizer and its schedule."
-            )
-
-    def _accept(self, trainer: Trainer, checkpoint: Mapping[str, Any], path: Path) -> str | None:
-        """Why a checkpoint cannot be gone on from as it was: its replay; ``None`` if it can."""
-        replay, problem = checkpoint.get("replay"), None
-        if trainer.state.fn != "fit" or self._data(trainer) is None or replay is None:
-            return None
-        try:
-            self._snapshots.load(replay, self._beside(trainer), trainer.global_rank)
-        except SnapshotError as error:
-            problem = str(error)
-        whole = trainer.strategy.reduce_boolean_decision(problem is None)  # all processes take the same one
-        return None if whole else problem or "the replay of another process cannot be read"
-
-    def _written(self, checkpoint: Mapping[str, Any]) -> None:
-        if checkpoint.get("replay") is not None:
-            self._snapshots.written(checkpoint["replay"])
-
-    @staticmethod
-    def _checkpoint_folders(trainer: Trainer) -> list[str]:
-        folders = (getattr(callback, "dirpath", None) for callback in trainer.checkpoint_callbacks)
-        return [str(folder) for folder in folders if folder]
-
-    def _home(self, trainer: Trainer) -> Path:
-        return Path(next(iter(self._checkpoint_folders(trainer)), trainer.default_root_dir))
-
-    @staticmethod
-    def _beside(trainer: Trainer) -> Path:
-        return Path(str(trainer.ckpt_path)).absolute().parent
-
-    def _rngs(self, data: ExperienceDataModule) -> dict[str, np.random.Generator]:
-        assert data.dataset is not None
-        return {"exploration": self.rng, "replay": data.dataset.rng, "episodes": data.episode_rng}
-
-    def _put_back(self, data: ExperienceDataModule) -> None:
-        assert self._restored is not None
-        arrays, meta = self._restored
-        self._restored = None
-        self._snapshots.release()
-        data.buffer.load_state_arrays(arrays)
-        for name, generator in self._rngs(data).items():
-            generator.bit_generator.state = meta["rngs"][name]
-        self._observation, there = self._record.play_again(self._envs, _part(arrays, _EPISODES))
-        data.accumulator.load_state_arrays(_part(arrays, _WINDOWS), there)
-        self._reference = data.buffer.remember(self._observation, ~there)
-        if not there.all():
-            rank_zero_warn(
-                f"{(~there).sum()} of {len(there)} environments could not be brought back to where they were: they "
-                "begin new episodes."
-            )
-        for name in ("gamma", "n_step"):
-            if meta[name] != getattr(data, name):
-                rank_zero_warn(
-                    f"data.{name} was {meta[name]} and is now {getattr(data, name)}: what the replay already holds "
-                    "keeps the old returns."
-                )
-        rank_zero_info(f"Resumed at {data.env_steps:,} environment steps with {len(data.buffer):,} transitions.")
+        self._state.load(trainer, pl_module, checkpoint)
 
     def _collect(self, data: ExperienceDataModule, until: int, policy: Any) -> None:
         while data.env_steps < until:
@@ -408,25 +303,15 @@ class ExperienceCollector(Callback):
             _log_exactly(pl_module, "collect/episode_length", lengths.mean())
 
     def _log_clock(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        data = self._data(trainer)
+        data = data_of(trainer)
         if data is not None:
             _log_exactly(pl_module, "env_steps", data.env_steps)
 
     def _log_normalized(self, trainer: Trainer, pl_module: LightningModule, stage: str, metrics: str) -> None:
-        data, played = self._data(trainer), getattr(pl_module, metrics, None)
+        data, played = data_of(trainer), getattr(pl_module, metrics, None)
         scores = None if data is None else data.reference_scores
         if scores is not None and played is not None:  # it is linear, so the score of the mean is the mean of scores
             _log_exactly(pl_module, f"{stage}/human_normalized", scores.normalize(float(played.compute()["return"])))
-
-    @staticmethod
-    def _data(trainer: Trainer) -> ExperienceDataModule | None:
-        """The data module to fill; ``None`` when learning from some other dataloader."""
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        return data if isinstance(data, ExperienceDataModule) else None
-
-
-def _part(arrays: dict[str, NDArray[Any]], prefix: str) -> dict[str, NDArray[Any]]:
-    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
 
 
 def _log_exactly(pl_module: LightningModule, name: str, value: float, prog_bar: bool = False) -> None:

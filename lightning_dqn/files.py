@@ -174,10 +174,16 @@ def check_space(directory: Path, num_bytes: int) -> None:
     Raises:
         OSError: With what is needed and what is free.
     """
-    free = shutil.disk_usage(directory).free
+    free = free_space(directory)
     if num_bytes > free:
         figures = f"needed: {num_bytes / 2**20:,.1f} MiB, free: {free / 2**20:,.1f} MiB"
         raise OSError(errno.ENOSPC, f"no space left on the disk ({figures})", str(directory))
+
+
+def free_space(directory: Path) -> int:
+    """Bytes that can still be written to the disk of a directory, which need not be there yet."""
+    there = next(folder for folder in (directory.absolute(), *directory.absolute().parents) if folder.exists())
+    return shutil.disk_usage(there).free
 
 
 def open_regular(path: Path) -> BinaryIO:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+from lightning_dqn.checkpoint_io import full_checkpoint
 
 
 class GracefulInterrupt(Callback):
@@ -83,7 +84,8 @@ class GracefulInterrupt(Callback):
         if number == self._requeue:
             self._previous[number](number, None)
             return
-        path = _where_to(trainer)
+        folder, name = full_checkpoint(trainer)
+        path = folder / f"{name}.ckpt"
         trainer.save_checkpoint(path)
         if number == signal.SIGUSR1:
             rank_zero_info(f"\nSaved {path} after {number.name}.")
@@ -131,16 +133,3 @@ class GracefulInterrupt(Callback):
             trainer.check_val_every_n_epoch, self._period = self._period, None
         if self._limit is not None:
             trainer.limit_val_batches, self._limit = self._limit, None
-
-
-def _where_to(trainer: Trainer) -> Path:
-    """The file of the run's full checkpoints."""
-    full = [
-        callback
-        for callback in trainer.checkpoint_callbacks
-        if isinstance(callback, ModelCheckpoint) and not callback.save_weights_only
-    ]
-    if not full:
-        return Path(trainer.default_root_dir) / "latest.ckpt"
-    callback = min(full, key=lambda callback: callback.monitor is not None)
-    return Path(callback.dirpath or trainer.default_root_dir) / f"{callback.filename or 'latest'}.ckpt"

@@ -5,6 +5,7 @@ import shutil
 import warnings
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +18,9 @@ from lightning_dqn import DQNLightningModule, ExperienceDataModule, checkpoint_i
 from lightning_dqn.checkpoint_io import (
     CheckpointError,
     CrashSafeCheckpointIO,
+    checkpoint_folders,
     find_checkpoint,
+    full_checkpoint,
     generations,
     install_checkpoint_io,
     newest_readable,
@@ -400,3 +403,26 @@ def test_the_plain_one_is_replaced_once(make_trainer):
     assert install_checkpoint_io(trainer, written=print)
     assert trainer.strategy.checkpoint_io is first
     assert first._written is print
+
+
+# -- where checkpoints go ----------------------------------------------------------------------------------------------
+
+
+def saver(folder, name=None, **kwargs):
+    return ModelCheckpoint(folder, name, **kwargs)
+
+
+def test_full_checkpoints_go_where_the_one_goes_that_looks_at_no_score(tmp_path):
+    weights = saver(tmp_path / "w", "weights", save_weights_only=True)
+    best = saver(tmp_path / "b", "best", monitor="val/return")
+    latest = saver(tmp_path / "l", "newest")
+    for callbacks, expected in (
+        ([weights, best, latest], (tmp_path / "l", "newest")),
+        ([weights, best], (tmp_path / "b", "best")),
+        ([weights], (tmp_path, "latest")),
+        ([saver(tmp_path / "n"), best], (tmp_path / "n", "latest")),
+        ([], (tmp_path, "latest")),
+    ):
+        trainer = SimpleNamespace(checkpoint_callbacks=callbacks, default_root_dir=str(tmp_path))
+        assert full_checkpoint(trainer) == expected
+        assert checkpoint_folders(trainer) == {Path(callback.dirpath) for callback in callbacks}

@@ -13,6 +13,7 @@ from lightning_dqn.files import (
     check_space,
     clean_leftovers,
     flush_directory,
+    free_space,
     new_directory,
     open_regular,
     sha256,
@@ -167,3 +168,9 @@ def test_only_regular_files_are_opened(tmp_path):
 
 def test_directories_can_be_flushed(tmp_path):
     flush_directory(tmp_path)
+
+
+def test_free_space_is_that_of_the_disk_whether_the_folder_is_there_or_not(tmp_path, monkeypatch):
+    usage = namedtuple("usage", ["free"])
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(7 if folder == tmp_path else 0))
+    assert free_space(tmp_path) == free_space(tmp_path / "not" / "there") == 7

@@ -24,8 +24,8 @@ MAY_IMPORT = {
     "autoreset": set(),
     "stepping": {"autoreset", "envs", "faults"},
     "evaluation": {"stepping"},
-    "memory": set(),
     "files": set(),
+    "memory": {"files"},
     "checkpoint_io": {"files"},
     "checkpoint": {"files"},
     "snapshots": {"checkpoint", "files"},
@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "rng": set(),
     "rewind": {"stepping"},
     "faults": set(),
-    "signals": set(),
+    "signals": {"checkpoint_io"},
     "threads": set(),
     "watch": set(),
     "watchers": set(),
@@ -81,18 +81,8 @@ MAY_IMPORT = {
         "stepping",
     },
     # where they meet
-    "collector": {
-        "checkpoint",
-        "checkpoint_io",
-        "datamodule",
-        "exploration",
-        "faults",
-        "hparams",
-        "rewind",
-        "snapshots",
-        "stepping",
-        "transition",
-    },
+    "resume": {"checkpoint", "checkpoint_io", "datamodule", "hparams", "rewind", "snapshots"},
+    "collector": {"datamodule", "exploration", "faults", "resume", "rewind", "stepping", "transition"},
     "cli": {"checkpoint_io", "collector", "datamodule", "loggers", "module", "watch"},
 }
 AT_RUN_TIME = {"module": {"collector", "signals"}}
@@ -125,7 +115,13 @@ def test_a_room_imports_only_what_it_may(room):
 @pytest.mark.parametrize("side", ["learner", "experience"])
 def test_the_two_sides_never_import_each_other(side):
     inside = {room for room, path in ROOMS.items() if path.parent.name == side}
-    shared = {room for room, path in ROOMS.items() if path.parent == PACKAGE} - {"collector", "signals", "watch", "cli"}
+    shared = {room for room, path in ROOMS.items() if path.parent == PACKAGE} - {
+        "resume",
+        "collector",
+        "signals",
+        "watch",
+        "cli",
+    }
     assert inside
     assert all(MAY_IMPORT[room] <= inside | shared for room in inside)
     assert not any(MAY_IMPORT[room] & inside for room in shared)

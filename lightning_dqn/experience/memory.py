@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 
 import torch
+
+from lightning_dqn.files import free_space
 
 _CGROUP = Path("/sys/fs/cgroup")
 
@@ -76,12 +77,11 @@ def check_disk_fits(num_bytes: int, directory: Path, field: str) -> None:
     Raises:
         MemoryError: With what is needed and what is free.
     """
-    there = next(folder for folder in (directory.absolute(), *directory.absolute().parents) if folder.exists())
-    free = shutil.disk_usage(there).free
+    free = free_space(directory)
     if num_bytes > free:
         raise MemoryError(
             f"{field}: the replay buffer does not fit into data.storage_dir; choose a smaller capacity or another disk "
-            f"(needed: {_gib(num_bytes)}, free in {there}: {_gib(free)})"
+            f"(needed: {_gib(num_bytes)}, free in {directory}: {_gib(free)})"
         )
 
 

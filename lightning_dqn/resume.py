@@ -1,0 +1,196 @@
+"""What a run needs beside its checkpoint to go on as if it had not stopped: replay, windows, episodes, generators."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from numpy.typing import NDArray
+
+from lightning_dqn.checkpoint_io import (
+    CrashSafeCheckpointIO,
+    checkpoint_folders,
+    full_checkpoint,
+    install_checkpoint_io,
+)
+from lightning_dqn.experience.checkpoint import SnapshotError
+from lightning_dqn.experience.datamodule import ExperienceDataModule
+from lightning_dqn.experience.rewind import EpisodeRecord
+from lightning_dqn.experience.snapshots import SnapshotKeeper
+from lightning_dqn.hparams import differences
+
+_WINDOWS, _EPISODES = "windows_", "episodes_"
+
+
+def data_of(trainer: Trainer) -> ExperienceDataModule | None:
+    """The data module to fill; ``None`` when learning from some other dataloader."""
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    return data if isinstance(data, ExperienceDataModule) else None
+
+
+class RunState:
+    """Saves and loads what is too large for a checkpoint, in a folder beside it; the checkpoint names it."""
+
+    def __init__(self) -> None:
+        self._snapshots = SnapshotKeeper()
+        self._loaded: tuple[dict[str, NDArray[Any]], dict[str, Any]] | None = None
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether there is something to put back."""
+        return self._loaded is not None
+
+    def setup(self, trainer: Trainer) -> None:
+        """Has checkpoints saved safely, and looked at together with what belongs to them."""
+        install_checkpoint_io(trainer, partial(self._accept, trainer), self._written)
+
+    def begin(self, trainer: Trainer) -> None:
+        """Cleans up after runs that were killed; a fit from the start, perhaps not the first, knows of no other."""
+        if trainer.ckpt_path is None:
+            self._loaded = None
+            self._snapshots.clear()
+        if trainer.is_global_zero:
+            for home in {full_checkpoint(trainer)[0], *checkpoint_folders(trainer)}:
+                self._snapshots.clean(home)
+
+    def save(
+        self,
+        trainer: Trainer,
+        checkpoint: dict[str, Any],
+        data: ExperienceDataModule,
+        episodes: dict[str, NDArray[Any]],
+        exploration: np.random.Generator,
+    ) -> None:
+        """Writes it, and its name into the checkpoint; if that cannot be done, warns.
+
+        Args:
+            trainer: Which is saving.
+            checkpoint: What is about to be written.
+            data: Whose buffer and windows it is about.
+            episodes: What it takes to play the present episodes again.
+            exploration: The generator that actions are drawn from.
+        """
+        states = {name: generator.bit_generator.state for name, generator in _generators(data, exploration).items()}
+        meta = {"rngs": states, "gamma": data.gamma, "n_step": data.n_step}
+        parts = {
+            "": data.buffer.state_arrays(),
+            _WINDOWS: data.accumulator.state_arrays(),
+            _EPISODES: episodes,
+        }
+        arrays = {prefix + name: array for prefix, part in parts.items() for name, array in part.items()}
+        replay, problem = None, "another process could not write"
+        try:
+            home, _ = full_checkpoint(trainer)
+            replay = self._snapshots.save(home, data.env_steps, trainer.global_rank, arrays, meta)
+        except OSError as error:
+            problem = str(error)
+        if not trainer.strategy.reduce_boolean_decision(replay is not None):
+            rank_zero_warn(f"The replay could not be saved, this checkpoint is without it; training goes on: {problem}")
+            return
+        checkpoint["replay"] = replay
+        if not isinstance(trainer.strategy.checkpoint_io, CrashSafeCheckpointIO) and trainer.is_global_zero:
+            self._written(checkpoint)  # nobody else is going to say so
+
+    def load(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Reads what belongs to a checkpoint; if that cannot be done, warns, and experience is collected anew.
+
+        Args:
+            trainer: Which is loading it.
+            pl_module: Whose hyper-parameters are compared with those of the checkpoint.
+            checkpoint: What was read.
+        """
+        data = data_of(trainer)
+        if trainer.state.fn != "fit" or data is None:
+            return
+        _warn_of_differences(trainer, pl_module, data, checkpoint)
+        replay = checkpoint.get("replay")
+        if replay is None:
+            rank_zero_warn(f"{trainer.ckpt_path} has no replay with it: experience is collected anew.")
+            return
+        try:
+            self._loaded = self._snapshots.load(replay, _beside(trainer), trainer.global_rank)
+        except SnapshotError as error:
+            rank_zero_warn(f"The replay of {trainer.ckpt_path} is lost, experience is collected anew: {error}")
+
+    def put_back(
+        self, data: ExperienceDataModule, record: EpisodeRecord, exploration: np.random.Generator
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Puts what was loaded where it belongs, and plays the episodes again up to where they were.
+
+        Args:
+            data: Whose environments and buffer are open, and empty.
+            record: Notes the actions that are taken again.
+            exploration: The generator that actions are drawn from.
+
+        Returns:
+            What the environments show now, ``[N, *O]``, and the buffer's references to it.
+        """
+        assert self._loaded is not None, "nothing was loaded"
+        assert data.envs is not None, "the environments are not open"
+        (arrays, meta), self._loaded = self._loaded, None
+        self._snapshots.release()
+        data.buffer.load_state_arrays(arrays)
+        for name, generator in _generators(data, exploration).items():
+            generator.bit_generator.state = meta["rngs"][name]
+        observation, there = record.play_again(data.envs, _part(arrays, _EPISODES))
+        data.accumulator.load_state_arrays(_part(arrays, _WINDOWS), there)
+        reference = data.buffer.remember(observation, ~there)
+        if not there.all():
+            rank_zero_warn(
+                f"{(~there).sum()} of {len(there)} environments could not be brought back to where they were: they "
+                "begin new episodes."
+            )
+        for name in ("gamma", "n_step"):
+            if meta[name] != getattr(data, name):
+                rank_zero_warn(
+                    f"data.{name} was {meta[name]} and is now {getattr(data, name)}: what the replay already holds "
+                    "keeps the old returns."
+                )
+        rank_zero_info(f"Resumed at {data.env_steps:,} environment steps with {len(data.buffer):,} transitions.")
+        return observation, reference
+
+    def _accept(self, trainer: Trainer, checkpoint: Mapping[str, Any], path: Path) -> str | None:
+        """Why a checkpoint cannot be gone on from as it was: its replay; ``None`` if it can."""
+        replay, problem = checkpoint.get("replay"), None
+        if trainer.state.fn != "fit" or data_of(trainer) is None or replay is None:
+            return None
+        try:
+            self._snapshots.load(replay, _beside(trainer), trainer.global_rank)
+        except SnapshotError as error:
+            problem = str(error)
+        whole = trainer.strategy.reduce_boolean_decision(problem is None)  # all processes take the same one
+        return None if whole else problem or "the replay of another process cannot be read"
+
+    def _written(self, checkpoint: Mapping[str, Any]) -> None:
+        if checkpoint.get("replay") is not None:
+            self._snapshots.written(checkpoint["replay"])
+
+
+def _beside(trainer: Trainer) -> Path:
+    return Path(str(trainer.ckpt_path)).absolute().parent
+
+
+def _generators(data: ExperienceDataModule, exploration: np.random.Generator) -> dict[str, np.random.Generator]:
+    assert data.dataset is not None
+    return {"exploration": exploration, "replay": data.dataset.rng, "episodes": data.episode_rng}
+
+
+def _part(arrays: dict[str, NDArray[Any]], prefix: str) -> dict[str, NDArray[Any]]:
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
+
+def _warn_of_differences(
+    trainer: Trainer, pl_module: LightningModule, data: ExperienceDataModule, checkpoint: dict[str, Any]
+) -> None:
+    changed = differences(checkpoint.get("hyper_parameters", {}), dict(pl_module.hparams), "model")
+    changed += differences(checkpoint.get("datamodule_hyper_parameters", {}), dict(data.hparams), "data")
+    if changed:
+        rank_zero_warn(
+            f"{trainer.ckpt_path} was written under other settings: {'; '.join(changed)}. This run takes its own, "
+            "but for what is part of the state of its optimizer and its schedule."
+        )
