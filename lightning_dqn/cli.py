@@ -19,6 +19,7 @@ from lightning_dqn.checkpoint_io import newest_readable
 from lightning_dqn.collector import ExperienceCollector
 from lightning_dqn.experience.datamodule import ExperienceDataModule
 from lightning_dqn.learner.module import DQNLightningModule
+from lightning_dqn.loggers import OneCurve, never_stop_training
 from lightning_dqn.watch import ProgressBar, WandbLogger
 
 _INTERRUPTED = 130
@@ -103,7 +104,10 @@ class DQNCLI(LightningCLI):
         bars = [c for c in config.get("callbacks") or [] if isinstance(c, BaseProgressBar)]
         if not bars and config.get("enable_progress_bar") is not False:
             callbacks = [*callbacks, ProgressBar()]
-        return super()._instantiate_trainer(config, callbacks)
+        trainer: Trainer = super()._instantiate_trainer(config, [*callbacks, OneCurve()])
+        for logger in trainer.loggers:
+            never_stop_training(logger)
+        return trainer
 
     def after_fit(self) -> None:
         """Says the score and where the files are."""
