@@ -19,6 +19,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 from gymnasium.vector.async_vector_env import AsyncState
 
 from lightning_dqn.experience.atari import atari_spec
+from lightning_dqn.experience.checked import CheckedEnv
 from lightning_dqn.experience.masks import ActionMask
 from lightning_dqn.experience.minatar import minatar_spec
 
@@ -93,6 +94,7 @@ def make_env(
         env = wrapper(env)
     try:
         check_spaces(env.observation_space, env.action_space)
+        env = CheckedEnv(env)
         if mask_key is not None:
             env = ActionMask(env, mask_key)
     except ValueError:

@@ -70,13 +70,16 @@ def naming_failures(
 
     Raises:
         EnvironmentFailure: Whatever went wrong.
+        ValueError: If it was a setting (``data. ...``) that the environment cannot serve.
     """
     try:
         return ask()
     except Exception as error:
-        if str(error).startswith("data."):  # a setting that does not fit, already named
-            raise
         index = _who_failed(envs, error)
+        if str(error).startswith("data."):  # a setting that does not fit, already named
+            if index is None:
+                raise
+            raise ValueError(f"{error} (environment {index} at {whereabouts(index)})") from error
         which = "an environment" if index is None else f"environment {index}"
         if isinstance(error, NoAnswer):
             what = f"did not answer within {timeout:g} seconds (data.env_timeout)"

@@ -7,6 +7,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from numpy.typing import NDArray
 
 
 class ActionMask(gym.Wrapper[Any, Any, Any, Any]):
@@ -67,9 +68,28 @@ class ActionMask(gym.Wrapper[Any, Any, Any, Any]):
             raise ValueError(
                 f"data.action_mask: {self.key!r} is neither an observation key nor in info, which has {sorted(info)}"
             )
-        mask = np.array(mask, np.bool_)
+        mask = as_mask(mask, self.key)
         if mask.shape != (self.num_actions,):
             raise ValueError(
                 f"data.action_mask: {self.key!r} is {mask.shape}, not one entry for each of {self.num_actions} actions"
             )
         return observation, {**info, self.key: mask}
+
+
+def as_mask(mask: Any, key: str) -> NDArray[np.bool_]:
+    """A mask as bools of its own; a number other than 0 says that an action is legal.
+
+    Args:
+        mask: What the environment says.
+        key: Where it says it.
+
+    Raises:
+        ValueError: If it holds anything but numbers; names the field.
+    """
+    try:
+        array = np.asarray(mask)
+    except ValueError:  # rows of different lengths
+        array = np.array(mask, object)
+    if array.dtype.kind not in "biuf" or not np.isfinite(array).all():
+        raise ValueError(f"data.action_mask: {key!r} is {mask!r}, which is not true or false for each action")
+    return array.astype(np.bool_)

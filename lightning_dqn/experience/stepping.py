@@ -15,8 +15,10 @@ from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 
 from lightning_dqn.experience.autoreset import members_reset_alone
+from lightning_dqn.experience.checked import check_batch, check_observations
 from lightning_dqn.experience.envs import close_envs
 from lightning_dqn.experience.faults import naming_failures, reset_in_time, step_in_time
+from lightning_dqn.experience.masks import as_mask
 
 
 def episode_seeds(rng: np.random.Generator) -> Iterator[int]:
@@ -137,10 +139,11 @@ class SeededEnvs:
         self.episode_return[:] = 0
         self.episode_length[:] = 0
         self._resets_next[:] = False
+        observation = self._own(observation)
         self._check_finite(observation, np.zeros(self.num_envs))
         self.action_mask = self._masks(info, np.zeros(self.num_envs, np.bool_))
         self._note_lives(info, np.ones(self.num_envs, np.bool_))
-        return self._own(observation)
+        return observation
 
     def step(self, action: NDArray[np.int64]) -> VectorStep:
         """Takes one step in every environment and starts a new episode where one ended.
@@ -151,11 +154,10 @@ class SeededEnvs:
         Raises:
             EnvironmentFailure: If an environment breaks down, dies, or does not answer in time.
             ValueError: If an environment returns a reward or observation that is NaN or infinite, or a mask without a
-                legal action.
+                legal action; a native one also if they have not the shape or the kind of numbers they should have.
         """
         take = partial(step_in_time, self.envs, action + self._first_action, self.timeout)
-        following, reward, terminated, truncated, info = self._ask(take)
-        following = self._own(following)
+        following, reward, terminated, truncated, info = self._own_step(*self._ask(take))
         valid = ~self._resets_next
         self.episode_return += reward * valid
         self.episode_length += valid
@@ -200,12 +202,13 @@ class SeededEnvs:
             observation, info = self._reset(seed=seeds[0])
         else:  # gymnasium pops the mask from the dictionary it is given, hence a new one every time
             observation, info = self._reset(seed=seeds, options={"reset_mask": done.copy()})
+        observation = self._own(observation)
         self._check_finite(observation, np.zeros(self.num_envs))
         masks = self._masks(info, ~done)
         if masks is not None and self.action_mask is not None:  # a reset says nothing of those that go on
             self.action_mask = np.where(done[:, None], masks, self.action_mask)
         self._note_lives(info, done)
-        return self._own(observation)
+        return observation
 
     def _next_observation(self, done: NDArray[np.bool_], following: NDArray[Any]) -> NDArray[Any]:
         if self.resets_alone:
@@ -234,7 +237,10 @@ class SeededEnvs:
             return
         if "lives" not in info:
             raise ValueError(f"data.life_loss: the environments' info has no 'lives', only {sorted(info)}")
-        self._lives = np.where(of, info["lives"], self._lives)
+        lives, told = np.asarray(info["lives"]), info.get("_lives", of)
+        if lives.dtype.kind not in "biuf" or lives.shape != of.shape or not (told & np.isfinite(lives))[of].all():
+            raise ValueError(f"data.life_loss: info['lives'] is {info['lives']!r}, not a number for each environment")
+        self._lives = np.where(of, lives, self._lives)
 
     def _masks(self, info: dict[str, Any], unused: NDArray[np.bool_]) -> NDArray[np.bool_] | None:
         """The legal actions in ``info``; all of them for environments in which none will be chosen."""
@@ -244,7 +250,7 @@ class SeededEnvs:
             if unused.all():
                 return np.ones((self.num_envs, self.num_actions), np.bool_)
             raise ValueError(f"data.action_mask: the environments' info has no {self._mask_key!r}, only {sorted(info)}")
-        masks = np.array(info[self._mask_key], np.bool_)  # a copy: the environment may write over its own
+        masks = as_mask(info[self._mask_key], self._mask_key)
         if masks.shape != (self.num_envs, self.num_actions):
             raise ValueError(
                 f"data.action_mask: info[{self._mask_key!r}] is {masks.shape}, not (num_envs, num_actions) = "
@@ -256,9 +262,17 @@ class SeededEnvs:
             raise ValueError(f"data.action_mask: environment {i} has no legal action at {self._whereabouts(i)}")
         return masks
 
+    def _own_step(self, following: NDArray[Any], *others: Any) -> Any:
+        if self._is_native:
+            check_batch(self.num_envs, *others[:-1])
+        return self._own(following), *others
+
     def _own(self, observation: NDArray[Any]) -> NDArray[Any]:
-        # a native environment may hand out the array it works on, and write over it at the next step or reset
-        return observation.copy() if self._is_native else observation
+        if not self._is_native:
+            return observation
+        check_observations(self.envs.single_observation_space, self.num_envs, observation)
+        # it may hand out the array it works on, and write over it at the next step or reset
+        return observation.copy()
 
     def _check_finite(self, observation: NDArray[Any], reward: NDArray[np.float64]) -> None:
         if np.isfinite(reward).all() and not (self._may_be_infinite and not np.isfinite(observation).all()):
