@@ -182,16 +182,16 @@ def install_checkpoint_io(
     return True
 
 
+def saves_fully(trainer: Trainer) -> bool:
+    """Whether a run saves checkpoints that can be gone on from, not only when somebody asks for one."""
+    return bool(_full_savers(trainer))
+
+
 def full_checkpoint(trainer: Trainer) -> tuple[Path, str]:
     """The folder of a run's full checkpoints, beside which its replay is kept, and the name of the latest of them."""
-    full = [
-        callback
-        for callback in trainer.checkpoint_callbacks
-        if isinstance(callback, ModelCheckpoint) and not callback.save_weights_only
-    ]
-    if not full:
+    callback = min(_full_savers(trainer), key=lambda callback: callback.monitor is not None, default=None)
+    if callback is None:
         return Path(trainer.default_root_dir), "latest"
-    callback = min(full, key=lambda callback: callback.monitor is not None)
     return Path(callback.dirpath or trainer.default_root_dir), callback.filename or "latest"
 
 
@@ -271,6 +271,11 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise CheckpointError(f"ckpt_path: {path} cannot be loaded: {reason}") from error
     return checkpoint
+
+
+def _full_savers(trainer: Trainer) -> list[ModelCheckpoint]:
+    savers = (callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint))
+    return [callback for callback in savers if not callback.save_weights_only]
 
 
 def _checksums_of(path: Path) -> Path:

@@ -16,6 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from numpy.typing import NDArray
 
+from lightning_dqn.checkpoint_io import saves_fully
 from lightning_dqn.experience.datamodule import ExperienceDataModule, RandomStream
 from lightning_dqn.experience.exploration import EpsilonGreedy, Explorer, uniform_actions
 from lightning_dqn.experience.faults import EnvironmentFailure
@@ -112,6 +113,8 @@ class ExperienceCollector(Callback):
             self._collect(data, self._due, self._random)
             while len(data.buffer) == 0:  # every window may still be open
                 self._collect(data, data.env_steps + 1, self._random)
+        if self.save_replay and saves_fully(trainer):
+            self._state.write_behind(trainer, data)
         self._last_log = (data.env_steps, time.monotonic())
 
     def on_train_batch_start(
@@ -149,12 +152,14 @@ class ExperienceCollector(Callback):
             self._log(data, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Waits for a step that is under way: the environments are closed next."""
+        """Waits for a step that is under way, as the environments are closed next; writes no more of the replay."""
         self._wait()
+        self._state.close()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Waits for a step that is under way: the environments are closed next."""
+        """Waits for a step that is under way, as the environments are closed next; writes no more of the replay."""
         self._wait()
+        self._state.close()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Notes when validation began."""

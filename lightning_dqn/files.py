@@ -112,6 +112,30 @@ class NewFile(HashedFile):
 
 
 @contextlib.contextmanager
+def scratch_directory(path: Path) -> Iterator[Path]:
+    """Makes a directory beside a path that is gone when the context is left; see :func:`clean_leftovers`.
+
+    Args:
+        path: Something to be named after.
+
+    Yields:
+        The directory, which is held: nobody takes it for a leftover, where there are locks.
+
+    Raises:
+        OSError: If it cannot be made.
+    """
+    temporary = unfinished(path)
+    temporary.mkdir()
+    descriptor = os.open(temporary, os.O_RDONLY)
+    try:
+        _hold(descriptor)
+        yield temporary
+    finally:
+        os.close(descriptor)
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
 def new_directory(path: Path) -> Iterator[Path]:
     """Makes a directory that takes its place only when it is complete and on disk.
 
@@ -124,19 +148,10 @@ def new_directory(path: Path) -> Iterator[Path]:
     Raises:
         OSError: If it cannot be made or moved; nothing is left then.
     """
-    temporary = unfinished(path)
-    temporary.mkdir()
-    descriptor = os.open(temporary, os.O_RDONLY)
-    try:
-        _hold(descriptor)
+    with scratch_directory(path) as temporary:
         yield temporary
-        os.fsync(descriptor)
+        flush_directory(temporary)
         temporary.replace(path)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    finally:
-        os.close(descriptor)
     flush_directory(path.parent)
 
 
@@ -158,7 +173,7 @@ def clean_leftovers(directory: Path) -> list[Path]:
         return []
     removed = []
     for path in directory.iterdir():
-        if _UNFINISHED.fullmatch(path.name) and not path.is_symlink() and not _is_held(path):
+        if _UNFINISHED.fullmatch(path.name) and not path.is_symlink() and not is_held(path):
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
             removed.append(path)
     return removed
@@ -216,13 +231,8 @@ def flush_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
-def _hold(descriptor: int) -> None:
-    # the lock ends with the process, however that ends; where there are none, nothing is known to be under way
-    with contextlib.suppress(OSError):
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def _is_held(path: Path) -> bool:
+def is_held(path: Path) -> bool:
+    """Whether a file or directory is being made by a process that lives; false where there are no locks."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
@@ -236,3 +246,9 @@ def _is_held(path: Path) -> bool:
     finally:
         os.close(descriptor)
     return False
+
+
+def _hold(descriptor: int) -> None:
+    # the lock ends with the process, however that ends; where there are none, nothing is known to be under way
+    with contextlib.suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from numpy.typing import NDArray
 
@@ -20,6 +21,7 @@ from lightning_dqn.checkpoint_io import (
 )
 from lightning_dqn.experience.checkpoint import SnapshotError
 from lightning_dqn.experience.datamodule import ExperienceDataModule
+from lightning_dqn.experience.pieces import Saved
 from lightning_dqn.experience.rewind import EpisodeRecord
 from lightning_dqn.experience.snapshots import SnapshotKeeper
 from lightning_dqn.hparams import differences
@@ -38,7 +40,8 @@ class RunState:
 
     def __init__(self) -> None:
         self._snapshots = SnapshotKeeper()
-        self._loaded: tuple[dict[str, NDArray[Any]], dict[str, Any]] | None = None
+        self._loaded: tuple[dict[str, Saved], dict[str, Any]] | None = None
+        self._held: Path | None = None  # the snapshot that says what the buffer held at some moment of this fit
 
     @property
     def is_loaded(self) -> bool:
@@ -51,12 +54,27 @@ class RunState:
 
     def begin(self, trainer: Trainer) -> None:
         """Cleans up after runs that were killed; a fit from the start, perhaps not the first, knows of no other."""
+        self._held = None
         if trainer.ckpt_path is None:
             self._loaded = None
             self._snapshots.clear()
         if trainer.is_global_zero:
             for home in {full_checkpoint(trainer)[0], *checkpoint_folders(trainer)}:
                 self._snapshots.clean(home)
+
+    def write_behind(self, trainer: Trainer, data: ExperienceDataModule) -> None:
+        """From now on writes what is certain to be saved before it is asked for, so that a save need not take long.
+
+        Args:
+            trainer: Which is training.
+            data: Whose buffer is open, with what was put back into it.
+        """
+        home, _ = full_checkpoint(trainer)
+        self._snapshots.begin(home, trainer.global_rank, data.buffer.rings(), self._held)
+
+    def close(self) -> None:
+        """Writes nothing more but what is saved."""
+        self._snapshots.close()
 
     def save(
         self,
@@ -78,21 +96,25 @@ class RunState:
         states = {name: generator.bit_generator.state for name, generator in _generators(data, exploration).items()}
         meta = {"rngs": states, "gamma": data.gamma, "n_step": data.n_step}
         parts = {
-            "": data.buffer.state_arrays(),
+            "": data.buffer.loose_arrays(),
             _WINDOWS: data.accumulator.state_arrays(),
             _EPISODES: episodes,
         }
         arrays = {prefix + name: array for prefix, part in parts.items() for name, array in part.items()}
         replay, problem = None, "another process could not write"
+        (home, _), rank = full_checkpoint(trainer), trainer.global_rank
         try:
-            home, _ = full_checkpoint(trainer)
-            replay = self._snapshots.save(home, data.env_steps, trainer.global_rank, arrays, meta)
+            replay = self._snapshots.save(home, data.env_steps, rank, arrays, meta, data.buffer.rings())
         except OSError as error:
             problem = str(error)
         if not trainer.strategy.reduce_boolean_decision(replay is not None):
             rank_zero_warn(f"The replay could not be saved, this checkpoint is without it; training goes on: {problem}")
             return
+        assert replay is not None
         checkpoint["replay"] = replay
+        if trainer.state.status == TrainerStatus.RUNNING:
+            self._held = home / replay["name"] / f"rank{rank}"
+            self.write_behind(trainer, data)
         if not isinstance(trainer.strategy.checkpoint_io, CrashSafeCheckpointIO) and trainer.is_global_zero:
             self._written(checkpoint)  # nobody else is going to say so
 
@@ -133,7 +155,7 @@ class RunState:
         assert self._loaded is not None, "nothing was loaded"
         assert data.envs is not None, "the environments are not open"
         (arrays, meta), self._loaded = self._loaded, None
-        self._snapshots.release()
+        self._held = self._snapshots.release()
         data.buffer.load_state_arrays(arrays)
         for name, generator in _generators(data, exploration).items():
             generator.bit_generator.state = meta["rngs"][name]
@@ -180,8 +202,8 @@ def _generators(data: ExperienceDataModule, exploration: np.random.Generator) ->
     return {"exploration": exploration, "replay": data.dataset.rng, "episodes": data.episode_rng}
 
 
-def _part(arrays: dict[str, NDArray[Any]], prefix: str) -> dict[str, NDArray[Any]]:
-    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+def _part(arrays: dict[str, Saved], prefix: str) -> dict[str, NDArray[Any]]:
+    return {name.removeprefix(prefix): np.asarray(array) for name, array in arrays.items() if name.startswith(prefix)}
 
 
 def _warn_of_differences(

@@ -3,11 +3,16 @@ import json
 import os
 import shutil
 from collections import namedtuple
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from lightning_dqn.experience import segments
 from lightning_dqn.experience.checkpoint import SnapshotError, load_snapshot, prune_snapshots, save_snapshot
+from lightning_dqn.experience.rows import HostRows
+from lightning_dqn.experience.segments import SegmentStore
+from lightning_dqn.files import new_directory
 
 ARRAYS = {
     "observation": np.arange(12, dtype=np.uint8).reshape(3, 4),
@@ -126,7 +131,7 @@ def test_a_missing_directory_is_noticed(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "{}", "[]", "null", '{"format_version": 1, "files": ["count.npy"], "meta": {}}']
+    "text", ["", "{", "{}", "[]", "null", '{"format_version": 2, "files": ["count.npy"], "rings": {}, "meta": {}}']
 )
 def test_a_manifest_that_is_none_is_noticed(snapshot, text):
     (snapshot / "manifest.json").write_text(text)
@@ -134,7 +139,7 @@ def test_a_manifest_that_is_none_is_noticed(snapshot, text):
         load_snapshot(snapshot)
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None])
+@pytest.mark.parametrize("version", [0, 1, 3, "2", None])
 def test_another_format_is_refused(snapshot, version):
     rewrite_manifest(snapshot, format_version=version)
     with pytest.raises(SnapshotError, match="format"):
@@ -279,3 +284,150 @@ def test_what_was_loaded_can_be_written_to_and_leaves_the_file_alone(snapshot):
     arrays, _ = load_snapshot(snapshot)
     arrays["reward"][:] = 5
     assert load_snapshot(snapshot)[0]["reward"][0] == np.float32(0.1)
+
+
+def test_what_is_being_made_is_not_pruned(tmp_path):
+    with new_directory(tmp_path / "200"):
+        prune_snapshots(tmp_path, keep=[])
+        assert len(list(tmp_path.iterdir())) == 1
+    assert (tmp_path / "200").is_dir()
+
+
+# -- rings -------------------------------------------------------------------------------------------------------------
+
+
+def ring(count, slots=8):
+    rows = HostRows(np.zeros((slots, 2), np.int32))
+    for name in range(count):
+        rows.put(name, np.full((1, 2), name))
+    return rows
+
+
+@pytest.fixture
+def small_segments(monkeypatch):
+    monkeypatch.setattr(segments, "_SEGMENT_BYTES", 24)  # three rows
+
+
+@pytest.fixture
+def with_rings(tmp_path, small_segments):
+    save_snapshot(tmp_path / "replay" / "100", ARRAYS, META, {"x": ring(11), "small": ring(2), "none": ring(0)})
+    return tmp_path / "replay" / "100"
+
+
+def test_rings_are_written_in_segments_and_loaded_as_they_were(with_rings):
+    arrays, _ = load_snapshot(with_rings)
+    for name, expected in (("x", ring(11)), ("small", ring(2)), ("none", ring(0))):
+        plain = expected.numpy(0, len(expected))
+        assert (arrays[name].shape, arrays[name].dtype, len(arrays[name])) == (plain.shape, plain.dtype, len(plain))
+        assert (np.asarray(arrays[name]) == plain).all()
+    assert sorted(path.name for path in with_rings.glob("*.*.npy")) == [
+        *("none.0.npy", "small.0.npy", "x.0.npy", "x.1.npy", "x.2.npy")
+    ]
+    assert arrays["reward"].tobytes() == ARRAYS["reward"].tobytes()
+
+
+def test_a_buffer_of_many_segments_is_read_with_few_files_open(tmp_path, monkeypatch):
+    monkeypatch.setattr(segments, "_SEGMENT_BYTES", 8)
+    rows = ring(300, slots=300)
+    save_snapshot(tmp_path / "1", {}, {}, {"x": rows})
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    arrays, _ = load_snapshot(tmp_path / "1")
+    for i, piece in enumerate(arrays["x"]):
+        assert piece.tolist() == [[i, i]]
+        assert len(list(Path("/proc/self/fd").iterdir())) < before + 10
+
+
+@pytest.mark.parametrize("name", ["x.1.npy", "small.0.npy"])
+def test_a_segment_that_is_damaged_or_missing_is_noticed(with_rings, name):
+    content = (with_rings / name).read_bytes()
+    (with_rings / name).write_bytes(content[:-1] + b"?")
+    with pytest.raises(SnapshotError, match="damaged"):
+        load_snapshot(with_rings)
+    (with_rings / name).unlink()
+    with pytest.raises(SnapshotError, match="cannot be read"):
+        load_snapshot(with_rings)
+
+
+@pytest.mark.parametrize(
+    "cut",
+    [
+        None,
+        [],
+        {},
+        {"slots": 8, "segment": 3},
+        {"slots": 8, "segment": 3, "count": 11, "more": 1},
+        {"slots": 8, "segment": 0, "count": 11},
+        {"slots": 0, "segment": 3, "count": 11},
+        {"slots": 8, "segment": 3, "count": -1},
+        {"slots": 8, "segment": 3.0, "count": 11},
+        {"slots": True, "segment": 3, "count": 11},
+        {"slots": 2**62, "segment": 1, "count": 2**62},
+        {"slots": 2**62, "segment": 3, "count": 11},  # eleven rows then, and there are eight
+        {"slots": 8, "segment": 4, "count": 11},
+        {"slots": 8, "segment": 3, "count": 7},
+    ],
+)
+def test_rings_that_are_not_what_the_manifest_says_are_refused(with_rings, cut):
+    rewrite_manifest(with_rings, rings={"x": cut})
+    with pytest.raises(SnapshotError):
+        load_snapshot(with_rings)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [np.zeros((3, 2), np.int64), np.zeros((3, 3), np.int32), np.zeros((2, 2), np.int32), np.zeros((), np.int32)],
+)
+@pytest.mark.parametrize("name", ["x.0.npy", "x.1.npy"])
+def test_a_segment_that_does_not_fit_its_ring_is_refused(with_rings, name, array):
+    np.save(with_rings / name, array)
+    put(with_rings, (with_rings / name).read_bytes(), name)
+    with pytest.raises(SnapshotError, match="is no part of x"):
+        load_snapshot(with_rings)
+
+
+@pytest.mark.parametrize("rings", [[], {"../x": {"slots": 8, "segment": 3, "count": 11}}, "x", None])
+def test_rings_that_are_none_are_refused(with_rings, rings):
+    rewrite_manifest(with_rings, rings=rings)
+    if rings == []:  # which is a dictionary as well as another
+        rewrite_manifest(with_rings, rings=[1])
+    with pytest.raises(SnapshotError):
+        load_snapshot(with_rings)
+
+
+def test_final_segments_are_linked_and_the_others_written(tmp_path, small_segments):
+    store, rows = SegmentStore(tmp_path / "store"), ring(8)
+    contents, inodes = [], []
+    for i in range(3):
+        save_snapshot(tmp_path / str(i), {"y": np.zeros(3)}, {}, {"x": rows}, store)
+        contents.append(rows.numpy(0, 8).tolist())
+        inodes.append([(tmp_path / str(i) / f"x.{j}.npy").stat().st_ino for j in range(3)])
+        rows.put(8 + i, np.full((1, 2), 8 + i))
+    assert [len(set(column)) for column in zip(*inodes, strict=True)] == [3, 1, 1]
+    assert [np.asarray(load_snapshot(tmp_path / str(i))[0]["x"]).tolist() for i in range(3)] == contents
+    assert (tmp_path / "2" / "x.2.npy").stat().st_nlink == 4
+    assert (tmp_path / "2" / "y.npy").stat().st_nlink == 1
+
+
+@pytest.mark.parametrize("what", ["links", "store"])
+def test_where_nothing_can_be_linked_everything_is_written(tmp_path, small_segments, monkeypatch, what):
+    def refuse(*args):
+        raise OSError(95, "Operation not supported")
+
+    store, rows = SegmentStore(tmp_path / "store"), ring(8)
+    save_snapshot(tmp_path / "1", {}, {}, {"x": rows}, store)
+    if what == "links":
+        monkeypatch.setattr("pathlib.Path.hardlink_to", refuse)
+    else:
+        shutil.rmtree(store.folder)
+    save_snapshot(tmp_path / "2", {}, {}, {"x": rows}, store)
+    assert np.asarray(load_snapshot(tmp_path / "2")[0]["x"]).tolist() == rows.array.tolist()
+    assert (tmp_path / "2" / "x.2.npy").stat().st_nlink == 1
+
+
+def test_space_is_asked_for_what_is_not_stored_already(tmp_path, small_segments, monkeypatch):
+    store, rows, asked = SegmentStore(tmp_path / "store"), ring(8), []
+    monkeypatch.setattr("lightning_dqn.experience.checkpoint.check_space", lambda _, num_bytes: asked.append(num_bytes))
+    for i in range(2):
+        save_snapshot(tmp_path / str(i), {"y": np.zeros(3)}, {}, {"x": rows}, store)
+    save_snapshot(tmp_path / "2", {"y": np.zeros(3)}, {}, {"x": rows})
+    assert asked == [64 + 24 + 40_000, 24 + 10_000, 64 + 24 + 40_000]

@@ -567,7 +567,7 @@ def test_a_run_can_be_moved_to_another_folder(make_trainer, make_model, tmp_path
 
 
 def damage(snapshot):
-    (snapshot / "rank0" / "action.npy").write_bytes(b"nonsense")
+    (snapshot / "rank0" / "action.0.npy").write_bytes(b"nonsense")
 
 
 def test_without_any_replay_a_resumed_run_warns_and_collects_anew(make_trainer, make_model, tmp_path):

@@ -123,7 +123,7 @@ def test_a_frame_is_stored_once():
     # of the others nothing is noted
     assert storage.remember(stacks([7, 8, 7], [0, 0, 0]), np.array([True, False])).tolist() == [[7, 8, 9], [6, 6, 6]]
     assert storage.remember(stacks([8, 7, 1], [5, 5, 6])).tolist() == [[8, 9, 10], [6, 6, 11]]
-    assert storage.frames.numpy(12)[:, 0, 0, 0].tolist() == [1, 0, 2, 3, 4, 3, 5, 7, 8, 7, 1, 6]
+    assert storage.frames.numpy(0, 12)[:, 0, 0, 0].tolist() == [1, 0, 2, 3, 4, 3, 5, 7, 8, 7, 1, 6]
 
 
 def test_images_that_are_not_stacked_are_shared_between_neighbours():

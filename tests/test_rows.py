@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_dqn.experience.rows import DeviceRows, HostRows, Place, make_rows
+from lightning_dqn.experience.pieces import Pieces
+from lightning_dqn.experience.rows import DeviceRows, FieldRows, HostRows, Place, make_rows
 
 MEMORY = Place()
 
@@ -43,7 +44,58 @@ def test_rows_are_taken_as_they_were_put(make, dtype):
     taken = rows.take(slot)
     assert taken.dtype == torch.from_numpy(kept).dtype
     assert (taken.numpy() == kept[slot]).all()
-    assert (rows.numpy(5) == kept[:5]).all()
+    assert (rows.numpy(0, 5) == kept[:5]).all()
+
+
+def test_rows_are_counted_before_they_are_written(make, monkeypatch):
+    rows = make(4, (2,), "uint8")
+    assert (rows.count, len(rows)) == (0, 0)
+    rows.put(0, np.ones((3, 2), np.uint8))
+    assert (rows.count, len(rows)) == (3, 3)
+    seen = []
+
+    class Slow:
+        """What is written looks at the count when it is asked for."""
+
+        def __len__(self):
+            return 2
+
+        def __array__(self, dtype=None, copy=None):
+            seen.append(rows.count)
+            return np.ones((2, 2), np.uint8)
+
+        def __getitem__(self, index):
+            seen.append(rows.count)
+            return np.ones((2, 2), np.uint8)[index]
+
+    rows.put(3, Slow())
+    assert set(seen) == {5}
+    assert (rows.count, len(rows)) == (5, 4)
+
+
+def test_rows_that_were_saved_are_taken_over_with_their_count(make):
+    saved = np.arange(8, dtype=np.uint8).reshape(4, 2)
+    pieces = Pieces(saved.shape, saved.dtype, [lambda: saved[:3], lambda: saved[3:]])
+    for source in (saved, pieces):
+        rows = make(4, (2,), "uint8")
+        rows.restore(source, 11)
+        assert (rows.count, len(rows)) == (11, 4)
+        assert (rows.numpy(0, 4) == saved).all()
+        rows.put(11, np.full((1, 2), 99, np.uint8))
+        assert rows.numpy(3, 4).tolist() == [[99, 99]]
+
+
+def test_a_field_of_rows_is_seen_where_it_lies_and_counts_as_they_do():
+    rows = HostRows(np.zeros(3, [("a", np.int64), ("b", np.float32)]))
+    field = FieldRows(rows, "b")
+    new = np.zeros(2, rows.dtype)
+    new["b"] = 5, 6
+    rows.put(2, new)
+    assert field.numpy(0, 3).tolist() == [6, 0, 5]
+    assert (field.count, len(field), field.row_bytes) == (4, 3, 4)
+    field.restore(np.array([7, 8], np.float32), 2)
+    assert rows.array["b"][:2].tolist() == [7, 8]
+    assert rows.count == field.count == 2
 
 
 def test_what_was_taken_is_a_copy(make):
@@ -56,7 +108,7 @@ def test_what_was_taken_is_a_copy(make):
 
 def test_rows_in_memory_are_seen_without_a_copy():
     rows = make_rows(3, (2,), np.dtype("uint8"), MEMORY)
-    rows.numpy(3)[:] = 5
+    rows.numpy(0, 3)[:] = 5
     assert rows.take(np.array([2])).tolist() == [[5, 5]]
 
 

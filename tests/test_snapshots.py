@@ -1,10 +1,19 @@
 import json
+import os
+import time
+from itertools import pairwise, product
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from lightning_dqn import PrioritizedReplayBuffer, ReplayBuffer, SharedFrames
+from lightning_dqn.experience import checkpoint, segments, write_behind
 from lightning_dqn.experience.checkpoint import SnapshotError
+from lightning_dqn.experience.rows import DeviceRows, HostRows, Place
 from lightning_dqn.experience.snapshots import SnapshotKeeper
+from tests.test_frames import Recorder
 
 
 def save(keeper, home, env_steps, value=0, rank=0):
@@ -118,3 +127,301 @@ def test_leftovers_of_killed_saves_are_cleaned_and_snapshots_stay(tmp_path):
     manifest = json.loads((tmp_path / "replay" / "10" / "rank0" / "manifest.json").read_text())
     assert manifest["meta"] == {"value": 0}
     assert SnapshotKeeper().load(replay, tmp_path, 0)
+
+
+# -- what has not changed is not written again -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_segments(monkeypatch):
+    monkeypatch.setattr(segments, "_SEGMENT_BYTES", 800)  # a hundred numbers
+    monkeypatch.setattr(write_behind, "_PAUSE", 0.002)
+
+
+class Run:
+    """A ring of a thousand numbers in the order in which they were put, saved every so often."""
+
+    def __init__(self, home, keeper=None):
+        self.home, self.keeper = home, keeper or SnapshotKeeper()
+        self.rows = HostRows(np.zeros(1000, np.int64))
+
+    @property
+    def rings(self):
+        return {"x": self.rows}
+
+    def begin(self, held=None):
+        self.keeper.begin(self.home, 0, self.rings, held)
+
+    def put(self, count):
+        name = self.rows.count
+        for start in range(name, name + count, 50):
+            self.rows.put(start, np.arange(start, min(start + 50, name + count)))
+
+    def catch_up(self):
+        """Waits until the thread has nothing to do."""
+        store, until = self.keeper._behind.store, time.monotonic() + 10
+        while not all(store.holds(s) for s in segments.segments(self.rings) if s.is_final(s.stamp())):
+            assert time.monotonic() < until
+            time.sleep(0.002)
+
+    def save(self, written=True):
+        replay = self.keeper.save(self.home, self.rows.count, 0, {"y": np.zeros(3)}, {}, self.rings)
+        if written:
+            self.keeper.written(replay)
+        arrays, _ = SnapshotKeeper().load(replay, self.home, 0)
+        assert (np.asarray(arrays["x"]) == self.rows.numpy(0, len(self.rows))).all()
+        return replay
+
+    def inodes(self, replay):
+        return {path.name: path.stat().st_ino for path in (self.home / replay["name"] / "rank0").iterdir()}
+
+
+@pytest.fixture
+def run(tmp_path, small_segments):
+    one = Run(tmp_path)
+    yield one
+    one.keeper.close()
+
+
+def shared(*inodes):
+    """Files that two snapshots share."""
+    return sorted(set(inodes[0].items()) & set(inodes[1].items()))
+
+
+def test_a_snapshot_shares_unchanged_segments_with_the_one_before_the_last_and_nothing_with_the_last(run):
+    run.put(950)
+    run.begin()
+    kept = []
+    for _ in range(6):
+        kept.append(run.inodes(run.save()))
+        run.put(110)
+    assert all(shared(one, other) == [] for one, other in pairwise(kept))
+    for one, other in zip(kept, kept[2:], strict=False):
+        # 220 numbers are in three or four of the ten segments
+        assert 6 <= len(shared(one, other)) <= 7
+
+
+def test_what_the_thread_has_written_is_not_written_by_the_save(run, monkeypatch):
+    counted, real = [], segments.write_array
+
+    def write_array(path, array):
+        counted.append(path.name)
+        return real(path, array)
+
+    run.put(1050)
+    run.begin()
+    run.catch_up()
+    for module in (checkpoint, segments):
+        monkeypatch.setattr(module, "write_array", write_array)
+    run.save()
+    # the thread goes on with the other store
+    assert counted[:2] == ["x.0.npy", "y.npy"]
+    run.put(100)
+    run.catch_up()
+    counted.clear()
+    run.save()
+    assert counted[:2] == ["x.1.npy", "y.npy"]
+
+
+def test_without_a_beginning_every_save_writes_everything_and_no_thread_is_there(run):
+    run.put(950)
+    first = run.inodes(run.save())
+    second = run.inodes(run.save())
+    assert second == first, "one moment has one snapshot"
+    run.put(1)
+    assert shared(first, run.inodes(run.save())) == []
+    assert run.keeper._behind is None
+    assert names(run.home) == ["950", "951"]
+
+
+def test_a_run_that_goes_on_takes_over_the_files_of_the_snapshot_it_came_from(run, small_segments):
+    run.put(1250)
+    run.begin()
+    replay = run.save()
+    run.keeper.close()
+    again = Run(run.home)
+    again.rows.restore(again.keeper.load(replay, run.home, 0)[0]["x"], 1250)
+    held = again.keeper.release()
+    assert held == run.home / replay["name"] / "rank0"
+    again.put(10)  # into the segment that was open
+    again.begin(held)
+    first = again.inodes(again.save())
+    assert shared(run.inodes(replay), first) == []
+    before = run.inodes(replay)
+    again.put(10)
+    assert len(shared(before, again.inodes(again.save()))) == 9
+    again.keeper.close()
+
+
+def test_what_was_saved_before_the_beginning_can_be_taken_over_as_well(run):
+    run.put(1250)
+    replay = run.keeper.save(run.home, 1250, 0, {}, {}, run.rings)
+    run.begin(run.home / replay["name"] / "rank0")
+    run.keeper.written(replay)
+    first = run.inodes(replay)
+    run.put(10)
+    assert shared(first, run.inodes(run.save())) == []
+    run.put(10)
+    assert len(shared(first, run.inodes(run.save()))) == 9
+
+
+@pytest.mark.parametrize("held", ["nowhere", "damaged"])
+def test_a_snapshot_that_cannot_be_taken_over_is_left(run, held):
+    run.put(300)
+    (run.home / "damaged").mkdir()
+    (run.home / "damaged" / "manifest.json").write_text("{")
+    run.begin(run.home / held)
+    run.save()
+
+
+def test_a_snapshot_whose_checkpoint_failed_shares_nothing_with_the_one_that_stays(run):
+    run.put(950)
+    run.begin()
+    stays = run.inodes(run.save())
+    run.put(1)
+    run.save(written=False)
+    run.put(1)
+    following = run.inodes(run.save())
+    assert shared(stays, following) == []
+    run.keeper.close()
+    assert names(run.home) == ["950", "952"]
+
+
+def test_other_processes_take_turns_with_every_save(run):
+    run.put(950)
+    run.keeper.begin(run.home, 1, run.rings, None)
+    kept = []
+    for _ in range(3):
+        replay = run.keeper.save(run.home, run.rows.count, 1, {}, {}, run.rings)
+        folder = run.home / replay["name"] / "rank1"
+        kept.append({path.name: path.stat().st_ino for path in folder.iterdir()})
+        run.put(1)
+    assert shared(kept[0], kept[1]) == shared(kept[1], kept[2]) == []
+    assert len(shared(kept[0], kept[2])) == 9
+
+
+def test_a_thread_that_fails_costs_nothing_but_time(run, monkeypatch):
+    real = segments.write_array
+
+    def full(path, array):
+        if ".tmp/0/" in str(path) or ".tmp/1/" in str(path):
+            raise OSError(28, "No space left on device")
+        return real(path, array)
+
+    monkeypatch.setattr(segments, "write_array", full)
+    monkeypatch.setattr(checkpoint, "write_array", real)
+    run.put(950)
+    run.begin()
+    run.keeper._behind._thread.join(10)
+    for _ in range(3):
+        run.save()
+        run.put(10)
+
+
+def test_saving_goes_on_after_a_save_that_failed(run, monkeypatch):
+    run.put(950)
+    run.begin()
+    kept = [run.inodes(run.save())]
+    run.put(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "check_space", lambda *args: Path("/nowhere").stat())
+        with pytest.raises(OSError, match="nowhere"):
+            run.save()
+    kept.append(run.inodes(run.save()))
+    run.put(1)
+    kept.append(run.inodes(run.save()))
+    assert shared(kept[0], kept[1]) == []
+    assert len(shared(kept[0], kept[2])) == 9
+    run.keeper.close()
+    assert names(run.home) == ["951", "952"]
+
+
+def test_the_folder_of_segments_is_gone_at_the_end_and_spared_before(run):
+    run.put(950)
+    run.begin()
+    run.begin()  # again does nothing
+    run.save()
+    run.keeper.clean(run.home)
+    (folder,) = (path for path in (run.home / "replay").iterdir() if path.name.startswith("."))
+    assert len(list(folder.iterdir())) == 4
+    run.keeper.close()
+    assert names(run.home) == ["950"]
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_killed_while_segments_are_written_nothing_is_left_over(tmp_path, small_segments, written):
+    child = os.fork()
+    if child == 0:
+        one = Run(tmp_path)
+        one.put(950)
+        one.begin()
+        one.catch_up()
+        if written:
+            one.save()
+        os._exit(1)
+    os.waitpid(child, 0)
+    assert [path for path in (tmp_path / "replay").iterdir() if path.name.endswith(".tmp")]
+    SnapshotKeeper.clean(tmp_path)
+    assert [path.name for path in (tmp_path / "replay").iterdir()] == ["950"] * written
+
+
+# -- against a plain copy ----------------------------------------------------------------------------------------------
+
+BUFFERS = {"uniform": ReplayBuffer, "prioritized": PrioritizedReplayBuffer}
+OBSERVATIONS = {"whole": lambda: None, "frames": lambda: SharedFrames(4, spare_frames=40)}
+
+
+def make_buffer(kind, observations, where, folder):
+    buffer = BUFFERS[kind](capacity=60, observations=OBSERVATIONS[observations]())
+    buffer.allocate((4, 3, 5), np.dtype("uint8"), place=Place(folder) if where == "disk" else Place())
+    if where == "device":  # a tensor on the CPU stands in for one on an accelerator
+        for name in ("frames",) if observations == "frames" else ("before", "after"):
+            rows = getattr(buffer.observations, name)
+            setattr(buffer.observations, name, DeviceRows(torch.from_numpy(rows.array)))
+    return buffer
+
+
+@pytest.mark.parametrize(
+    ("kind", "observations", "where", "num_envs"),
+    [(*what, 1 + 2 * (i % 2)) for i, what in enumerate(product(BUFFERS, OBSERVATIONS, ("memory", "disk", "device")))],
+)
+def test_snapshots_are_plain_copies_whatever_is_linked(tmp_path, monkeypatch, kind, observations, where, num_envs):
+    monkeypatch.setattr(segments, "_SEGMENT_BYTES", 150)  # ten frames
+    monkeypatch.setattr(write_behind, "_PAUSE", 0.001)
+    rng, linked = np.random.default_rng(0), 0
+    recorder = Recorder(ReplayBuffer(60), num_envs, 3)
+    buffer = recorder.buffer = make_buffer(kind, observations, where, tmp_path / "ring")
+    recorder.reference = buffer.remember(recorder.observation)
+    keeper, saved, step = SnapshotKeeper(), {}, 0
+    keeper.begin(tmp_path, 0, buffer.rings(), None)
+    for moment in range(14):
+        for _ in range(int(rng.integers(1, 40)) if moment else 1):
+            recorder.step()
+            step += num_envs
+        if len(buffer):
+            batch = buffer.sample(1, 16, rng)
+            buffer.update_priorities(batch.index, torch.from_numpy(rng.random((1, 16))))
+        replay = keeper.save(tmp_path, step, 0, buffer.loose_arrays(), {}, buffer.rings())
+        saved[step] = {name: array.copy() for name, array in buffer.state_arrays().items()}
+        if rng.random() < 0.8:
+            keeper.written(replay)
+        for folder in (tmp_path / "replay").glob("[0-9]*"):
+            arrays, _ = SnapshotKeeper().load(replay | {"name": f"replay/{folder.name}", "sha256": None}, tmp_path, 0)
+            assert arrays.keys() == saved[int(folder.name)].keys()
+            for name, expected in saved[int(folder.name)].items():
+                array = np.asarray(arrays[name])
+                assert (array.dtype, array.shape) == (expected.dtype, expected.shape)
+                assert array.tobytes() == expected.tobytes(), (folder.name, name)
+        linked += sum(path.stat().st_nlink > 1 for path in (tmp_path / replay["name"] / "rank0").iterdir())
+        if moment % 5 == 4:  # a new process goes on from here
+            keeper.close()
+            keeper = SnapshotKeeper()
+            buffer = recorder.buffer = make_buffer(kind, observations, where, tmp_path / "ring")
+            buffer.load_state_arrays(keeper.load(replay, tmp_path, 0)[0])
+            for name, expected in saved[step].items():
+                assert buffer.state_arrays()[name].tobytes() == expected.tobytes()
+            recorder.reference = buffer.remember(recorder.observation, np.zeros(num_envs, np.bool_))
+            keeper.begin(tmp_path, 0, buffer.rings(), keeper.release())
+    keeper.close()
+    assert linked > 20
+    assert not list(Path(tmp_path / "replay").glob(".*"))

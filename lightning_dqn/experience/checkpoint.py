@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import shutil
 from collections.abc import Collection, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from lightning_dqn.files import HashedFile, check_space, new_directory, open_regular, sha256
+from lightning_dqn.experience.pieces import Pieces, Saved
+from lightning_dqn.experience.rows import Rows
+from lightning_dqn.experience.segments import (
+    Layout,
+    Segment,
+    SegmentStore,
+    layout,
+    segment_files,
+    segments,
+    write_array,
+)
+from lightning_dqn.files import HashedFile, check_space, is_held, new_directory, open_regular, sha256
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _MANIFEST = "manifest.json"
 _MANIFEST_BYTES = 2**24
 _HEADER_BYTES = 10_000
@@ -25,8 +38,28 @@ class SnapshotError(RuntimeError):
     """A snapshot that is missing, incomplete, damaged, or none of ours."""
 
 
-def save_snapshot(directory: Path, arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]) -> str:
-    """Writes arrays and plain values into a directory that appears only when it is complete.
+class Manifest(NamedTuple):
+    """What a snapshot consists of.
+
+    Attributes:
+        files: SHA-256 of each, by name.
+        rings: How those of its arrays are cut that are in several files.
+        meta: Plain values.
+    """
+
+    files: dict[str, str]
+    rings: dict[str, Layout]
+    meta: dict[str, Any]
+
+
+def save_snapshot(
+    directory: Path,
+    arrays: Mapping[str, NDArray[Any]],
+    meta: Mapping[str, Any],
+    rings: Mapping[str, Rows] | None = None,
+    store: SegmentStore | None = None,
+) -> str:
+    """Writes arrays, rings and plain values into a directory that appears only when it is complete.
 
     Everything goes to a temporary directory beside it and is flushed to disk before one rename, so a crash leaves
     either the whole snapshot or none. Arrays are written and hashed in chunks; views are never copied whole.
@@ -35,6 +68,8 @@ def save_snapshot(directory: Path, arrays: Mapping[str, NDArray[Any]], meta: Map
         directory: Where it will stand; nothing happens if it is already there.
         arrays: By name; each becomes ``<name>.npy``.
         meta: Anything JSON can hold.
+        rings: By name; each becomes ``<name>.0.npy`` and so on, a segment each.
+        store: Segments that are final are linked from here, and written into it before if they are not there.
 
     Returns:
         The SHA-256 of its manifest, which stands for all of it.
@@ -45,21 +80,22 @@ def save_snapshot(directory: Path, arrays: Mapping[str, NDArray[Any]], meta: Map
     if directory.exists():
         with open_regular(directory / _MANIFEST) as present:
             return sha256(present)
+    cut = list(segments(rings or {}))
     directory.parent.mkdir(parents=True, exist_ok=True)
-    check_space(directory.parent, sum(array.nbytes + _HEADER_BYTES for array in arrays.values()))
+    new = [array.nbytes for array in arrays.values()]
+    new += [segment.num_bytes for segment in cut if store is None or not store.holds(segment)]
+    check_space(directory.parent, sum(new) + _HEADER_BYTES * len(new))
     with new_directory(directory) as temporary:
-        files = {}
-        for name, array in arrays.items():
-            with HashedFile(temporary / f"{name}.npy") as file:
-                np.save(file, array, allow_pickle=False)
-            files[file.path.name] = file.sha256
-        manifest = {"format_version": FORMAT_VERSION, "files": files, "meta": dict(meta)}
+        files = {segment.file: _put(segment, temporary, store) for segment in cut}
+        files |= {f"{name}.npy": write_array(temporary / f"{name}.npy", array) for name, array in arrays.items()}
+        layouts = {name: layout(rows) for name, rows in (rings or {}).items()}
+        manifest = {"format_version": FORMAT_VERSION, "files": files, "rings": layouts, "meta": dict(meta)}
         with HashedFile(temporary / _MANIFEST) as file:
             file.write(json.dumps(manifest, indent=1).encode())
     return file.sha256
 
 
-def load_snapshot(directory: Path, checksum: str | None = None) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+def load_snapshot(directory: Path, checksum: str | None = None) -> tuple[dict[str, Saved], dict[str, Any]]:
     """Reads a snapshot back.
 
     Args:
@@ -67,15 +103,18 @@ def load_snapshot(directory: Path, checksum: str | None = None) -> tuple[dict[st
         checksum: What it returned; not looked at if ``None``.
 
     Returns:
-        The arrays by name, mapped from their files rather than copied into memory, and the plain values.
+        The arrays by name, mapped from their files rather than copied into memory, rings in pieces; and the plain
+        values.
 
     Raises:
         SnapshotError: If it is missing, of another format, does not match its checksums, or holds anything but arrays
             of numbers in regular files of its own.
     """
-    files, meta = _read_manifest(directory, checksum)
-    arrays = {}
-    for name, expected in files.items():
+    manifest = read_manifest(directory, checksum)
+    in_pieces = {file: name for name, cut in manifest.rings.items() for file in segment_files(name, cut)}
+    arrays: dict[str, Saved] = {}
+    kinds: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {}
+    for name, expected in manifest.files.items():
         path = directory / name
         if path.parent != directory or path.suffix != ".npy":
             raise SnapshotError(f"{directory}: the manifest names {name!r}, which is no array of this snapshot")
@@ -83,14 +122,49 @@ def load_snapshot(directory: Path, checksum: str | None = None) -> tuple[dict[st
             with open_regular(path) as file:
                 if sha256(file) != expected:
                     raise SnapshotError(f"{path} is damaged: its checksum does not match the manifest")
-                arrays[path.stem] = _map(file)
+                array = _map(file)
         except (OSError, ValueError, EOFError) as error:
             raise SnapshotError(f"{path} cannot be read: {error}") from error
-    return arrays, meta
+        if name in in_pieces:  # a file that is mapped is open, and of pieces there may be more than can be
+            kinds[name] = array.shape, array.dtype
+        else:
+            arrays[path.stem] = array
+    for name, cut in manifest.rings.items():
+        arrays[name] = _pieces(directory, name, cut, kinds)
+    return arrays, manifest.meta
+
+
+def read_manifest(directory: Path, checksum: str | None = None) -> Manifest:
+    """Reads what a snapshot consists of.
+
+    Args:
+        directory: That of the snapshot.
+        checksum: What :func:`save_snapshot` returned; not looked at if ``None``.
+
+    Raises:
+        SnapshotError: If it is missing, of another format or another checkpoint, or makes no sense.
+    """
+    try:
+        with open_regular(directory / _MANIFEST) as file:
+            text = file.read(_MANIFEST_BYTES)
+            file.seek(0)
+            found = sha256(file)
+        content = json.loads(text)
+        version = content["format_version"]
+        if version != FORMAT_VERSION:
+            raise SnapshotError(f"{directory} has snapshot format {version}, this version reads {FORMAT_VERSION}")
+        manifest = Manifest(*(dict(content[field]) for field in Manifest._fields))
+        for cut in manifest.rings.values():
+            _check_layout(cut, len(manifest.files))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise SnapshotError(f"{directory} holds no readable replay snapshot: {error}") from error
+    if checksum is not None and found != checksum:
+        raise SnapshotError(f"{directory} is damaged, or the replay of another checkpoint")
+    return manifest
 
 
 def prune_snapshots(parent: Path, keep: Collection[str]) -> None:
-    """Removes all snapshots but some, and whatever crashed saves left behind.
+    """Removes all snapshots but some, and whatever crashed saves left behind; what is under way is let be.
 
     Args:
         parent: The directory they stand in.
@@ -98,25 +172,51 @@ def prune_snapshots(parent: Path, keep: Collection[str]) -> None:
     """
     if parent.is_dir():
         for path in parent.iterdir():
-            if path.name not in keep:
+            if path.name not in keep and not is_held(path):
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def _read_manifest(directory: Path, checksum: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
-    try:
-        with open_regular(directory / _MANIFEST) as file:
-            text = file.read(_MANIFEST_BYTES)
-            file.seek(0)
-            found = sha256(file)
-        manifest = json.loads(text)
-        version, files, meta = manifest["format_version"], dict(manifest["files"]), dict(manifest["meta"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise SnapshotError(f"{directory} holds no readable replay snapshot: {error}") from error
-    if version != FORMAT_VERSION:
-        raise SnapshotError(f"{directory} has snapshot format {version}, this version reads {FORMAT_VERSION}")
-    if checksum is not None and found != checksum:
-        raise SnapshotError(f"{directory} is damaged, or the replay of another checkpoint")
-    return files, meta
+def _put(segment: Segment, folder: Path, store: SegmentStore | None) -> str:
+    """Puts a segment into a folder, by a link if that can be; returns its SHA-256."""
+    if store is not None:
+        with contextlib.suppress(OSError):  # the disk may still have room for the one file that is needed
+            if not store.holds(segment):
+                store.add(segment)
+        linked = store.link(segment, folder)
+        if linked is not None:
+            return linked
+    return write_array(folder / segment.file, segment.read())
+
+
+def _check_layout(cut: Any, num_files: int) -> None:
+    if not isinstance(cut, dict) or cut.keys() != {"slots", "segment", "count"}:
+        raise ValueError("a ring is cut in no way that is known")
+    if any(type(number) is not int for number in cut.values()) or cut["count"] < 0:
+        raise ValueError("a ring is cut into no numbers")
+    if min(cut["slots"], cut["segment"]) < 1 or min(cut["count"], cut["slots"]) > cut["segment"] * num_files:
+        raise ValueError("a ring is cut into segments that are not there")
+
+
+def _pieces(
+    directory: Path, name: str, cut: Layout, kinds: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]
+) -> Pieces:
+    """A ring, of whose files shapes and dtypes are known, put together."""
+    files, stored = segment_files(name, cut), min(cut["count"], cut["slots"])
+    missing = next((file for file in files if file not in kinds), None)
+    if missing is not None:
+        raise SnapshotError(f"{directory}: the manifest names no {missing}, which is a part of {name}")
+    shape, dtype = kinds[files[0]]
+    row = shape[1:]
+    for i, file in enumerate(files):
+        expected = (min(cut["segment"], stored - i * cut["segment"]), *row), dtype
+        if kinds[file] != expected:
+            raise SnapshotError(f"{directory / file} is no part of {name}: it holds {kinds[file]}, not {expected}")
+    return Pieces((stored, *row), dtype, [partial(_open, directory / file) for file in files])
+
+
+def _open(path: Path) -> NDArray[Any]:
+    with open_regular(path) as file:
+        return _map(file)
 
 
 def _map(file: BinaryIO) -> NDArray[Any]:

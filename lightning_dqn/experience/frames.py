@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_dqn.experience.observations import ObservationStorage, check_same_kind
-from lightning_dqn.experience.rows import Place, Rows, make_rows
+from lightning_dqn.experience.pieces import Saved
+from lightning_dqn.experience.rows import HostRows, Place, Rows, make_rows
 
 
 class SharedFrames(ObservationStorage):
@@ -61,8 +62,7 @@ class SharedFrames(ObservationStorage):
         self._shape = tuple(shape)
         frame = (shape[0] // self.stack_size, *shape[1:])
         self.frames = make_rows(capacity + self.spare_frames, frame, dtype, place)
-        self._names = np.empty((capacity, 2, self.stack_size), np.int64)
-        self._capacity = capacity
+        self._names = HostRows(np.empty((capacity, 2, self.stack_size), np.int64))
         self._count = 0
         self._reach = 0  # how many frames ago the oldest frame of a transition was stored, when it was: at most
         self._seen: NDArray[Any] | None = None
@@ -108,9 +108,7 @@ class SharedFrames(ObservationStorage):
         """
         if not len(reference):
             return
-        slot = np.arange(name, name + len(reference)) % self._capacity
-        self._names[slot, 0] = reference
-        self._names[slot, 1] = next_reference
+        self._names.put(name, np.stack((reference, next_reference), axis=1))
         self._reach = max(self._reach, self._count - int(reference.min()), self._count - int(next_reference.min()))
         if self._reach > self.frames.shape[0]:
             raise ValueError(
@@ -120,7 +118,7 @@ class SharedFrames(ObservationStorage):
 
     def take(self, slot: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Stacks put together again, each ``[*slot.shape, *O]``."""
-        names = self._names.take(slot, axis=0) % self.frames.shape[0]
+        names = self._names.array.take(slot, axis=0) % self.frames.shape[0]
         before, after = (self.frames.take(np.ascontiguousarray(names[..., when, :])) for when in (0, 1))
         return before.view(*slot.shape, *self._shape), after.view(*slot.shape, *self._shape)
 
@@ -129,31 +127,30 @@ class SharedFrames(ObservationStorage):
         # a transition was stored after its newest frame, and neither it nor one after it reaches back further than
         # `reach` from there
         gone = self._count - self.frames.shape[0]
-        while first < count and self._names[first % self._capacity].max() + 1 - self._reach < gone:
+        names = self._names.array
+        while first < count and names[first % len(names)].max() + 1 - self._reach < gone:
             first += 1
         return first
 
-    def state_arrays(self, size: int) -> dict[str, NDArray[Any]]:
-        """See :meth:`ObservationStorage.state_arrays`."""
-        return {
-            "frames": self.frames.numpy(min(self._count, self.frames.shape[0])),
-            "frame_names": self._names[:size],
-            "frame_count": np.array([self._count, self._reach], np.int64),
-            "frames_seen": self._seen_names,
-        }
+    def rings(self) -> dict[str, Rows]:
+        """See :meth:`ObservationStorage.rings`."""
+        return {"frames": self.frames, "frame_names": self._names}
 
-    def load_state_arrays(self, arrays: dict[str, NDArray[Any]], size: int) -> None:
+    def loose_arrays(self) -> dict[str, NDArray[Any]]:
+        """See :meth:`ObservationStorage.loose_arrays`."""
+        return {"frame_count": np.array([self._count, self._reach], np.int64), "frames_seen": self._seen_names}
+
+    def load_state_arrays(self, arrays: Mapping[str, Saved], count: int) -> None:
         """See :meth:`ObservationStorage.load_state_arrays`."""
         check_same_kind("frame_count", arrays, (2,), np.dtype(np.int64))
-        count, reach = (int(number) for number in arrays["frame_count"])
-        kept = min(count, self.frames.shape[0])
-        check_same_kind("frames", arrays, (kept, *self.frames.shape[1:]), self.frames.dtype)
-        check_same_kind("frame_names", arrays, (size, *self._names.shape[1:]), self._names.dtype)
-        seen = arrays.get("frames_seen", np.empty((0, 0)))
+        stored, reach = (int(number) for number in np.asarray(arrays["frame_count"]))
+        for name, rows, put in (("frames", self.frames, stored), ("frame_names", self._names, count)):
+            check_same_kind(name, arrays, (min(put, rows.shape[0]), *rows.shape[1:]), rows.dtype)
+        seen = np.asarray(arrays.get("frames_seen", np.empty((0, 0))))
         check_same_kind("frames_seen", arrays, (len(seen), self.stack_size), np.dtype(np.int64))
-        self.frames.put(0, arrays["frames"])
-        self._names[:size] = arrays["frame_names"]
-        self._count, self._reach = count, reach
+        self.frames.restore(arrays["frames"], stored)
+        self._names.restore(arrays["frame_names"], count)
+        self._count, self._reach = stored, reach
         self._seen_names = seen.copy()
         self._seen = self.frames.take(np.maximum(seen, 0) % self.frames.shape[0]).cpu().numpy()
 

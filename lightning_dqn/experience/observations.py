@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lightning_dqn.experience.pieces import Saved
 from lightning_dqn.experience.rows import Place, Rows, make_rows
 
 
@@ -76,12 +77,20 @@ class ObservationStorage(ABC):
         """The first transition of ``first`` to ``count`` from which on all observations are still there."""
 
     @abstractmethod
-    def state_arrays(self, size: int) -> dict[str, NDArray[Any]]:
-        """What the first ``size`` slots need, by name; views where that can be."""
+    def rings(self) -> dict[str, Rows]:
+        """What is kept row by row, by name; see :meth:`ReplayBuffer.rings`."""
+
+    def loose_arrays(self) -> dict[str, NDArray[Any]]:
+        """What else there is to save, by name."""
+        return {}
 
     @abstractmethod
-    def load_state_arrays(self, arrays: dict[str, NDArray[Any]], size: int) -> None:
-        """Takes over what :meth:`state_arrays` gave.
+    def load_state_arrays(self, arrays: Mapping[str, Saved], count: int) -> None:
+        """Takes over what was in :meth:`rings` and :meth:`loose_arrays`.
+
+        Args:
+            arrays: By name.
+            count: Transitions that had ever been stored.
 
         Raises:
             ValueError: If something is missing or does not fit; names the field.
@@ -126,19 +135,19 @@ class WholeObservations(ObservationStorage):
         """The first: observations come and go with their transition."""
         return first
 
-    def state_arrays(self, size: int) -> dict[str, NDArray[Any]]:
-        """See :meth:`ObservationStorage.state_arrays`."""
-        return {"observation": self.before.numpy(size), "next_observation": self.after.numpy(size)}
+    def rings(self) -> dict[str, Rows]:
+        """See :meth:`ObservationStorage.rings`."""
+        return {"observation": self.before, "next_observation": self.after}
 
-    def load_state_arrays(self, arrays: dict[str, NDArray[Any]], size: int) -> None:
+    def load_state_arrays(self, arrays: Mapping[str, Saved], count: int) -> None:
         """See :meth:`ObservationStorage.load_state_arrays`."""
-        for name, rows in (("observation", self.before), ("next_observation", self.after)):
-            check_same_kind(name, arrays, (size, *rows.shape[1:]), rows.dtype)
-        self.before.put(0, arrays["observation"])
-        self.after.put(0, arrays["next_observation"])
+        for name, rows in self.rings().items():
+            check_same_kind(name, arrays, (min(count, rows.shape[0]), *rows.shape[1:]), rows.dtype)
+        for name, rows in self.rings().items():
+            rows.restore(arrays[name], count)
 
 
-def check_same_kind(name: str, arrays: dict[str, NDArray[Any]], shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+def check_same_kind(name: str, arrays: Mapping[str, Saved], shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
     """Refuses a saved array that is missing or not what this buffer holds.
 
     Args:

@@ -5,7 +5,7 @@ Shapes: ``K`` updates of ``B`` transitions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_dqn.experience.observations import ObservationStorage
+from lightning_dqn.experience.pieces import Saved
 from lightning_dqn.experience.replay import ReplayBuffer
 from lightning_dqn.experience.rows import Place
 from lightning_dqn.experience.sum_tree import SumTree
@@ -161,15 +162,15 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         self.max_priority = max(self.max_priority, float(largest))
         self.tree.update(name % self.capacity, priority**self.alpha)
 
-    def state_arrays(self) -> dict[str, NDArray[Any]]:
-        """What is stored, with its priorities as they stand in the tree; see :meth:`ReplayBuffer.state_arrays`."""
-        return super().state_arrays() | {
+    def loose_arrays(self) -> dict[str, NDArray[Any]]:
+        """With the priorities as they stand in the tree; see :meth:`ReplayBuffer.loose_arrays`."""
+        return super().loose_arrays() | {
             "priority": self.tree.priorities[: min(self._count, self.capacity)],
             "max_priority": np.array(self.max_priority),
             "alpha": np.array(self.alpha),
         }
 
-    def load_state_arrays(self, arrays: dict[str, NDArray[Any]]) -> None:
+    def load_state_arrays(self, arrays: Mapping[str, Saved]) -> None:
         """Takes over what :meth:`state_arrays` gave.
 
         Raises:
@@ -178,14 +179,13 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         missing = {"priority", "max_priority", "alpha"} - set(arrays)
         if missing:
             raise ValueError(f"data.buffer: the saved replay has no {', '.join(sorted(missing))}")
-        if float(arrays["alpha"]) != self.alpha:
-            raise ValueError(
-                f"data.buffer.alpha: the replay was saved with {arrays['alpha']}, this one has {self.alpha}"
-            )
-        priority = arrays["priority"]
+        alpha, max_priority = (float(np.asarray(arrays[name])) for name in ("alpha", "max_priority"))
+        if alpha != self.alpha:
+            raise ValueError(f"data.buffer.alpha: the replay was saved with {alpha}, this one has {self.alpha}")
+        priority = np.asarray(arrays["priority"])
         whole = priority.shape == arrays["action"].shape and np.isfinite(priority).all() and (priority >= 0).all()
         if not whole:
             raise ValueError("data.buffer: the saved priorities are not one finite number for each transition")
         super().load_state_arrays(arrays)
-        self.max_priority = float(arrays["max_priority"])
+        self.max_priority = max_priority
         self.tree.restore(priority)

@@ -5,7 +5,7 @@ Shapes: ``N`` environments, ``O`` the observation shape, ``K`` updates of ``B`` 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from lightning_dqn.experience.observations import ObservationStorage, WholeObservations, check_same_kind
-from lightning_dqn.experience.rows import HostRows, Place
+from lightning_dqn.experience.pieces import Saved
+from lightning_dqn.experience.rows import FieldRows, HostRows, Place, Rows
 from lightning_dqn.transition import ReplayBatch, Transition
 
 _TORCH_DTYPES = {  # those that torch has too
@@ -168,33 +169,44 @@ class ReplayBuffer:
             td_error: Size of the TD error of each, unweighted, ``[K, B]``.
         """
 
-    def state_arrays(self) -> dict[str, NDArray[Any]]:
-        """What is stored, from position 0 of the ring on, and how many ever were; views where that can be."""
-        size = min(self._count, self.capacity)
-        stored = {name: field[:size] for name, field in self._fields().items()}
-        numbers = {"count": np.array(self._count, np.int64), "first": np.array(self._first, np.int64)}
-        return self.observations.state_arrays(size) | stored | numbers
+    def rings(self) -> dict[str, Rows]:
+        """What is stored row by row, by name.
 
-    def load_state_arrays(self, arrays: dict[str, NDArray[Any]]) -> None:
+        A row stays as it was put until the ring has come round. So what has changed since another moment is told by how
+        many had been put then.
+        """
+        return self.observations.rings() | self._fields()
+
+    def loose_arrays(self) -> dict[str, NDArray[Any]]:
+        """What else there is to save, by name; it may change anywhere."""
+        numbers = {"count": np.array(self._count, np.int64), "first": np.array(self._first, np.int64)}
+        return self.observations.loose_arrays() | numbers
+
+    def state_arrays(self) -> dict[str, NDArray[Any]]:
+        """All of both, the rows from slot 0 of their ring on; views where that can be."""
+        return {name: rows.numpy(0, len(rows)) for name, rows in self.rings().items()} | self.loose_arrays()
+
+    def load_state_arrays(self, arrays: Mapping[str, Saved]) -> None:
         """Takes over what :meth:`state_arrays` gave, into an allocated buffer of the same kind.
 
         Raises:
             ValueError: If it does not fit this buffer; names the field.
         """
-        missing = {*self._fields(), "count", "first"} - set(arrays)
+        fields = self._fields()
+        missing = {*fields, "count", "first"} - set(arrays)
         if missing:
             raise ValueError(f"data.buffer: the saved replay has no {', '.join(sorted(missing))}")
         for name in ("count", "first"):
             check_same_kind(name, arrays, (), np.dtype(np.int64))
-        count, first = int(arrays["count"]), int(arrays["first"])
+        count, first = (int(np.asarray(arrays[name])) for name in ("count", "first"))
         size = min(count, self.capacity)
-        if len(arrays.get("action", ())) != size:
+        if len(arrays["action"]) != size:
             raise ValueError(f"data.buffer.capacity: {self.capacity} differs from that of the buffer saved")
-        for name, field in self._fields().items():
-            check_same_kind(name, arrays, (size, *field.shape[1:]), field.dtype)
-        self.observations.load_state_arrays(arrays, size)
-        for name, field in self._fields().items():
-            field[:size] = arrays[name]
+        for name, rows in fields.items():
+            check_same_kind(name, arrays, (size, *rows.shape[1:]), rows.dtype)
+        self.observations.load_state_arrays(arrays, count)
+        for name, rows in fields.items():
+            rows.restore(arrays[name], count)
         self._count, self._first = count, first
 
     @property
@@ -204,17 +216,16 @@ class ReplayBuffer:
         Raises:
             RuntimeError: Before :meth:`allocate`.
         """
-        fields = {name: torch.from_numpy(field) for name, field in self._fields().items()}
+        fields = {name: torch.from_numpy(rows.array) for name, rows in self._fields().items()}
         observation, next_observation = self.observations.take(np.arange(self.capacity))
         return Transition(observation=observation, next_observation=next_observation, **fields)
 
-    def _fields(self) -> dict[str, NDArray[Any]]:
+    def _fields(self) -> dict[str, HostRows]:
         if not self._columns:
             raise RuntimeError(_NO_STORAGE)
-        step, *masks = (column.array for column in self._columns)
-        return {name: step[name] for name in _STEP.names or ()} | dict(
-            zip(("action_mask", "next_action_mask"), masks, strict=False)
-        )
+        step, *masks = self._columns
+        fields: dict[str, HostRows] = {name: FieldRows(step, name) for name in _STEP.names or ()}
+        return fields | dict(zip(("action_mask", "next_action_mask"), masks, strict=False))
 
     def _forget(self, first: int) -> None:
         """Leaves out of all draws what is older than ``first``."""

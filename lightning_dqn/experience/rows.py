@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_dqn.experience.memory import check_device_fits, check_disk_fits, check_fits
+from lightning_dqn.experience.pieces import Saved
 
 
 class Place(NamedTuple):
@@ -68,6 +69,25 @@ class Rows(ABC):
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
+    _count = 0
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return min(self.count, self.shape[0])
+
+    @property
+    def row_bytes(self) -> int:
+        """What one of them takes."""
+        return prod(self.shape[1:]) * self.dtype.itemsize
+
+    @property
+    def count(self) -> int:
+        """How many were ever put.
+
+        Rows count before they are written. So whoever reads in another thread, and finds afterwards that the count has
+        not reached what was read, has read it whole.
+        """
+        return self._count
 
     @abstractmethod
     def put(self, name: int, rows: NDArray[Any]) -> None:
@@ -83,8 +103,21 @@ class Rows(ABC):
         """Copies of rows, ``[*slot.shape, *row]``, on the device they lie on."""
 
     @abstractmethod
-    def numpy(self, count: int) -> NDArray[Any]:
-        """The first ``count`` rows: a view of them where that can be, else a copy."""
+    def numpy(self, start: int, stop: int) -> NDArray[Any]:
+        """The rows in these slots: a view of them where that can be, else a copy."""
+
+    def restore(self, saved: Saved, count: int) -> None:
+        """Takes over rows that were saved when ``count`` had been put.
+
+        Args:
+            saved: From slot 0 on, ``[M, *row]``.
+            count: See :attr:`count`.
+        """
+        start = 0
+        for piece in [saved] if isinstance(saved, np.ndarray) else saved:
+            self.put(start, piece)
+            start += len(piece)
+        self._count = count
 
     def _parts(self, name: int, count: int) -> tuple[int, int]:
         """The slot of the first row, and how many rows come before the ring's end."""
@@ -106,6 +139,7 @@ class HostRows(Rows):
 
     def put(self, name: int, rows: NDArray[Any]) -> None:
         """See :meth:`Rows.put`."""
+        self._count = name + len(rows)
         head, until_end = self._parts(name, len(rows))
         self.array[head : head + until_end] = rows[:until_end]
         if until_end < len(rows):
@@ -115,9 +149,32 @@ class HostRows(Rows):
         """See :meth:`Rows.take`."""
         return torch.from_numpy(self.array.take(slot, axis=0))  # numpy takes rows in half the time torch does
 
-    def numpy(self, count: int) -> NDArray[Any]:
+    def numpy(self, start: int, stop: int) -> NDArray[Any]:
         """See :meth:`Rows.numpy`."""
-        return self.array[:count]
+        return self.array[start:stop]
+
+
+class FieldRows(HostRows):
+    """One field of rows that have several, seen where it lies; it counts as they do.
+
+    Args:
+        rows: Which have it.
+        name: Of the field.
+    """
+
+    def __init__(self, rows: HostRows, name: str) -> None:
+        super().__init__(rows.array[name])
+        self._rows = rows
+
+    @property
+    def count(self) -> int:
+        """See :attr:`Rows.count`."""
+        return self._rows.count
+
+    def restore(self, saved: Saved, count: int) -> None:
+        """See :meth:`Rows.restore`."""
+        super().restore(saved, count)
+        self._rows._count = count
 
 
 class DeviceRows(Rows):
@@ -134,6 +191,7 @@ class DeviceRows(Rows):
 
     def put(self, name: int, rows: NDArray[Any]) -> None:
         """See :meth:`Rows.put`."""
+        self._count = name + len(rows)
         head, until_end = self._parts(name, len(rows))
         moved = torch.from_numpy(np.ascontiguousarray(rows, self.dtype)).to(self.rows.device)
         self.rows[head : head + until_end] = moved[:until_end]
@@ -145,9 +203,9 @@ class DeviceRows(Rows):
         taken = self.rows.index_select(0, torch.from_numpy(slot.reshape(-1)).to(self.rows.device))
         return taken.view(*slot.shape, *self.shape[1:])
 
-    def numpy(self, count: int) -> NDArray[Any]:
+    def numpy(self, start: int, stop: int) -> NDArray[Any]:
         """See :meth:`Rows.numpy`."""
-        copied: NDArray[Any] = self.rows[:count].cpu().numpy()
+        copied: NDArray[Any] = self.rows[start:stop].cpu().numpy()
         return copied
 
 

@@ -5,13 +5,23 @@ from __future__ import annotations
 import contextlib
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
-from lightning_dqn.experience.checkpoint import SnapshotError, load_snapshot, prune_snapshots, save_snapshot
+from lightning_dqn.experience.checkpoint import (
+    SnapshotError,
+    load_snapshot,
+    prune_snapshots,
+    read_manifest,
+    save_snapshot,
+)
+from lightning_dqn.experience.pieces import Saved
+from lightning_dqn.experience.rows import Rows
+from lightning_dqn.experience.segments import SegmentStore
+from lightning_dqn.experience.write_behind import WriteBehind
 from lightning_dqn.files import clean_leftovers
 
 _FOLDER = "replay"
@@ -19,17 +29,19 @@ _NAME = re.compile(rf"{_FOLDER}/\d+")
 _SAID = ("name", "home", "sha256")
 _KEPT = 2  # that of the last checkpoint, and that of the one before it
 
-Snapshot = tuple[dict[str, NDArray[Any]], dict[str, Any]]
+Snapshot = tuple[dict[str, Saved], dict[str, Any]]
 
 
 class SnapshotKeeper:
     """Saves, finds and removes the snapshots of a run: ``<home>/replay/<environment steps>/rank<rank>``.
 
     Those of the last two checkpoints that were written stay. A snapshot whose checkpoint was never written is removed
-    before the next is begun.
+    before the next is begun. Between :meth:`begin` and :meth:`close` segments of rings that are final are written while
+    training goes on, and a snapshot takes those that have not changed from the one before the last, by hard links.
     """
 
     def __init__(self) -> None:
+        self._behind: WriteBehind | None = None
         self.clear()
 
     def clear(self) -> None:
@@ -37,9 +49,47 @@ class SnapshotKeeper:
         self._own: set[str] = set()
         self._needed: list[str] = []
         self._found: tuple[Path, Snapshot] | None = None
+        self._unwritten: str | None = None  # the one from the present store whose checkpoint may still fail
+
+    def begin(self, home: Path, rank: int, rings: Mapping[str, Rows], held: Path | None) -> None:
+        """From now on writes final segments while training goes on, where the disk has locks and hard links.
+
+        Args:
+            home: Where the checkpoints will be.
+            rank: Of this process.
+            rings: What will be saved.
+            held: The snapshot that the rings have been restored from, or saved to; ``None``: neither.
+        """
+        if self._behind is not None:
+            return
+        folder = home / _FOLDER
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._behind = WriteBehind(folder / f"rank{rank}", rings)
+        except OSError:
+            return
+        if held is not None:
+            with contextlib.suppress(OSError, SnapshotError):  # on another disk, or gone: all is written anew
+                manifest = read_manifest(held)
+                self._behind.store.adopt(held, manifest.files, manifest.rings, rings)
+            self._behind.switch()
+        self._unwritten = None  # whatever was saved before shares no file with what follows
+        self._behind.start()
+
+    def close(self) -> None:
+        """Leaves nothing on disk but snapshots."""
+        if self._behind is not None:
+            self._behind.close()
+            self._behind = None
 
     def save(
-        self, home: Path, env_steps: int, rank: int, arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]
+        self,
+        home: Path,
+        env_steps: int,
+        rank: int,
+        arrays: Mapping[str, NDArray[Any]],
+        meta: Mapping[str, Any],
+        rings: Mapping[str, Rows] | None = None,
     ) -> dict[str, str]:
         """Writes a snapshot.
 
@@ -49,6 +99,7 @@ class SnapshotKeeper:
             rank: Of the process whose replay it is.
             arrays: See :func:`~lightning_dqn.experience.checkpoint.save_snapshot`.
             meta: See there.
+            rings: See there.
 
         Returns:
             What a checkpoint needs to find it again.
@@ -65,12 +116,17 @@ class SnapshotKeeper:
         if step not in self._own:
             shutil.rmtree(parent / f"rank{rank}", ignore_errors=True)
         try:
-            checksum = save_snapshot(parent / f"rank{rank}", arrays, meta)
+            with self._paused() as store:
+                checksum = save_snapshot(parent / f"rank{rank}", arrays, meta, rings, store)
         except OSError:
             with contextlib.suppress(OSError):
                 parent.rmdir()
             raise
-        self._own.add(step)
+        if step not in self._own:
+            self._own.add(step)
+            self._unwritten = step
+            if rank != 0:  # it is not told whether the checkpoint could be written
+                self._switch()
         found = {"name": f"{_FOLDER}/{step}", "home": str(home.absolute())}
         return found | ({"sha256": checksum} if rank == 0 else {})
 
@@ -83,6 +139,8 @@ class SnapshotKeeper:
         step = Path(replay["name"]).name
         self._needed = [*(other for other in self._needed if other != step), step][-_KEPT:]
         prune_snapshots(Path(replay["home"]) / _FOLDER, keep=self._needed)
+        if step == self._unwritten:
+            self._switch()
 
     def load(self, replay: Any, beside: Path, rank: int) -> Snapshot:
         """Finds the snapshot of a checkpoint, next to it or where it was written.
@@ -109,15 +167,36 @@ class SnapshotKeeper:
         self._own = set(self._needed)
         return self._found[1]
 
-    def release(self) -> None:
-        """Lets go of what was found; its files can then be removed."""
-        self._found = None
+    def release(self) -> Path | None:
+        """Lets go of what was found, and says where it was; its files can then be removed."""
+        found, self._found = self._found, None
+        return None if found is None else found[0]
 
     @staticmethod
     def clean(home: Path) -> None:
         """Removes what saves that were killed have left, in the folder of checkpoints and in those of snapshots."""
         clean_leftovers(home)
+        clean_leftovers(home / _FOLDER)
         for parent in (home / _FOLDER).glob("*/"):
             clean_leftovers(parent)
             with contextlib.suppress(OSError):
                 parent.rmdir()  # which only an empty one allows
+
+    @contextlib.contextmanager
+    def _paused(self) -> Iterator[SegmentStore | None]:
+        """Lends the present store, if there is one."""
+        if self._behind is None:
+            yield None
+            return
+        self._behind.stop()
+        try:
+            yield self._behind.store
+        finally:
+            self._behind.start()
+
+    def _switch(self) -> None:
+        """Sees to it that the next snapshot shares no file with the last."""
+        self._unwritten = None
+        with self._paused():
+            if self._behind is not None:
+                self._behind.switch()
