@@ -1,10 +1,16 @@
+import threading
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader
 
-from lightning_dqn import ExperienceCollector, ExperienceDataModule
+from lightning_dqn import ExperienceCollector, ExperienceDataModule, PrioritizedReplayBuffer
+from lightning_dqn.experience import segments, write_behind
+from lightning_dqn.experience.checkpoint import load_snapshot
 from lightning_dqn.resume import RunState, data_of
 from tests.environments import Chain
 
@@ -32,3 +38,151 @@ def test_the_replay_goes_where_the_full_checkpoints_go(make_trainer, make_model,
     assert (tmp_path / "full" / "latest.ckpt").is_file()
     assert not (tmp_path / "weights" / "replay").exists()
     assert (tmp_path / "full" / "replay").exists() == save_replay
+
+
+# -- what is written while training goes on ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_segments(monkeypatch):
+    monkeypatch.setattr(segments, "_SEGMENT_BYTES", 160)  # ten states of CartPole
+    monkeypatch.setattr(write_behind, "_PAUSE", 0.002)
+
+
+def threads():
+    return [thread for thread in threading.enumerate() if thread.name == "replay"]
+
+
+class Watch(Callback):
+    """Notes how many threads write while training goes on; may do something in the fourth iteration."""
+
+    def __init__(self, act=lambda trainer: None):
+        self.act, self.seen = act, []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.seen.append(len(threads()))
+        if len(self.seen) == 4:
+            self.act(trainer)
+
+
+def make_data(capacity):
+    buffer = PrioritizedReplayBuffer(capacity)
+    return ExperienceDataModule(
+        "CartPole-v1", num_envs=2, buffer=buffer, learning_starts=30, batch_size=4, steps_per_epoch=64, seed=0
+    )
+
+
+def fit(
+    make_trainer,
+    make_model,
+    folder,
+    max_epochs=1,
+    savers=None,
+    callbacks=(),
+    save_replay=True,
+    ckpt_path=None,
+    capacity=70,
+):
+    data = make_data(capacity)
+    savers = [ModelCheckpoint(folder, "latest", enable_version_counter=False)] if savers is None else savers
+    collector = ExperienceCollector(save_replay=save_replay)
+    trainer = make_trainer(
+        max_epochs=max_epochs,
+        callbacks=[collector, *callbacks, *savers],
+        enable_checkpointing=bool(savers),
+        limit_val_batches=0,
+    )
+    model = make_model(data)
+    trainer.fit(model, data, ckpt_path=ckpt_path)
+    return trainer, model, data
+
+
+@pytest.mark.parametrize(
+    ("savers", "save_replay", "expected"),
+    [("full", True, 1), ("full", False, 0), ("weights", True, 0), ("none", True, 0)],
+)
+def test_there_is_a_thread_only_where_the_replay_is_going_to_be_saved(
+    make_trainer, make_model, tmp_path, savers, save_replay, expected
+):
+    chosen = {"full": None, "weights": [ModelCheckpoint(tmp_path, "w", save_weights_only=True)], "none": []}[savers]
+    watch = Watch()
+    fit(make_trainer, make_model, tmp_path, savers=chosen, callbacks=[watch], save_replay=save_replay)
+    assert watch.seen == [expected] * 4
+    assert threads() == []
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_a_checkpoint_that_somebody_asks_for_begins_it_and_those_after_the_end_do_not(
+    make_trainer, make_model, tmp_path, small_segments
+):
+    watch = Watch(lambda trainer: trainer.save_checkpoint(tmp_path / "mine.ckpt"))
+    trainer, *_ = fit(make_trainer, make_model, tmp_path, max_epochs=2, savers=[], callbacks=[watch])
+    assert watch.seen == [0] * 4 + [1] * 4
+    trainer.save_checkpoint(tmp_path / "mine.ckpt")
+    assert threads() == []
+    assert sorted(path.name for path in (tmp_path / "replay").iterdir()) == ["158", "94"]
+    # the last was saved when everything had ended, and shares nothing
+    assert {path.stat().st_nlink for path in (tmp_path / "replay" / "158" / "rank0").iterdir()} == {1}
+
+
+def test_however_a_fit_ends_the_thread_does_and_leaves_nothing(make_trainer, make_model, tmp_path, small_segments):
+    class Stop(Exception):
+        pass
+
+    def fail(trainer):
+        assert list((tmp_path / "replay").glob(".*.tmp"))
+        raise Stop
+
+    with pytest.raises(Stop):
+        fit(make_trainer, make_model, tmp_path, callbacks=[Watch(fail)])
+    assert threads() == []
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+@pytest.mark.usefixtures("small_segments")
+def test_a_run_is_the_same_with_and_without_the_thread(make_trainer, make_model, tmp_path, monkeypatch):
+    runs = []
+    for name in ("with", "without"):
+        if name == "without":
+            monkeypatch.setattr(write_behind.WriteBehind, "_run", lambda *args: None)
+        _, model, data = fit(make_trainer, make_model, tmp_path / name, max_epochs=3)
+        arrays = data.buffer.state_arrays()
+        runs.append((model.state_dict(), arrays, data.dataset.rng.bit_generator.state))
+    (weights, arrays, draws), (other_weights, other_arrays, other_draws) = runs
+    assert all(torch.equal(weights[name], other_weights[name]) for name in weights)
+    assert all((arrays[name] == other_arrays[name]).all() for name in arrays)
+    assert draws == other_draws
+
+
+def inodes(folder):
+    return {(path.name, path.stat().st_ino) for path in folder.iterdir()}
+
+
+@pytest.mark.usefixtures("small_segments")
+def test_a_run_that_goes_on_links_what_the_snapshot_had_that_it_came_from(make_trainer, make_model, tmp_path):
+    fit(make_trainer, make_model, tmp_path, capacity=300)
+    first, latest = inodes(tmp_path / "replay" / "94" / "rank0"), tmp_path / "latest.ckpt"
+    fit(make_trainer, make_model, tmp_path, max_epochs=3, ckpt_path=latest, capacity=300)
+    second, third = (inodes(tmp_path / "replay" / step / "rank0") for step in ("158", "222"))
+    assert second.isdisjoint(first | third)
+    # ninety states before and after are nine segments each, and actions, rewards and discounts a few
+    assert len(third & first) >= 18
+    _, _, data = fit(make_trainer, make_model, tmp_path, max_epochs=4, ckpt_path=latest, capacity=300)
+    assert len(data.buffer) == 286
+
+
+@pytest.mark.usefixtures("small_segments")
+def test_what_an_earlier_fit_came_from_is_nothing_to_one_without_replay(make_trainer, make_model, tmp_path):
+    fit(make_trainer, make_model, tmp_path / "a", capacity=300)
+    data, collector = make_data(300), ExperienceCollector()
+    model, saver = make_model(data), ModelCheckpoint(tmp_path / "b", "latest", enable_version_counter=False)
+    kwargs = {"callbacks": [collector, saver], "enable_checkpointing": True, "limit_val_batches": 0}
+    make_trainer(max_epochs=2, **kwargs).fit(model, data, ckpt_path=tmp_path / "a" / "latest.ckpt")
+    weights = torch.load(tmp_path / "b" / "latest.ckpt", weights_only=True)
+    for name in ("replay", "callbacks"):
+        del weights[name]
+    torch.save(weights, tmp_path / "bare.ckpt")
+    make_trainer(max_epochs=4, **kwargs).fit(model, data, ckpt_path=tmp_path / "bare.ckpt")
+    arrays, _ = load_snapshot(tmp_path / "b" / "replay" / str(data.env_steps) / "rank0")
+    for name, array in data.buffer.state_arrays().items():
+        assert np.asarray(arrays[name]).tobytes() == array.tobytes()
