@@ -16,7 +16,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_dqn import ExperienceDataModule
 from lightning_dqn.checkpoint_io import CrashSafeCheckpointIO, generations, previous_of, read_checkpoint
+from lightning_dqn.experience import segments, write_behind
 from lightning_dqn.experience.checkpoint import SnapshotError, load_snapshot, save_snapshot
+from lightning_dqn.experience.rows import HostRows
 from lightning_dqn.experience.snapshots import SnapshotKeeper
 
 
@@ -26,12 +28,13 @@ def counts(short, slow):
 
 
 class Run:
-    """Checkpoints with their replays, without the training between them."""
+    """Checkpoints with their replays, without the training between them: a ring of numbers in the order of putting."""
 
     def __init__(self, home, size):
         self.home, self.size, self.path = home, size, home / "latest.ckpt"
         self.keeper = SnapshotKeeper()
         self.io = CrashSafeCheckpointIO(self.accept, lambda checkpoint: self.keeper.written(checkpoint["replay"]))
+        self.rows = HostRows(np.zeros(size, np.int64))
 
     def accept(self, checkpoint, path):
         try:
@@ -40,6 +43,10 @@ class Run:
             return str(error)
         assert (arrays["reward"] == checkpoint["epoch"]).all()
         assert meta["value"] == checkpoint["epoch"]
+        self.rows.restore(arrays["ring"], meta["count"])
+        names = np.arange(max(0, meta["count"] - self.size), meta["count"])
+        assert len(arrays["ring"]) == len(names)
+        assert (self.rows.array[names % self.size] == names).all()
         return None
 
     def start(self):
@@ -52,12 +59,22 @@ class Run:
         assert (checkpoint["state_dict"]["w"] == checkpoint["epoch"]).all()
         return checkpoint["epoch"], [str(one.message) for one in said]
 
+    def begin(self):
+        """Writes behind from now on."""
+        self.keeper.begin(self.home, 0, {"ring": self.rows}, self.keeper.release())
+
+    def put(self, count):
+        """Adds to the ring."""
+        for _ in range(count):
+            self.rows.put(self.rows.count, np.array([self.rows.count]))
+
     def save(self, value):
-        arrays = {"reward": np.full(self.size, value, np.float32), "action": np.arange(self.size)}
+        arrays = {"reward": np.full(self.size, value, np.float32)}
+        meta, rings = {"value": value, "count": self.rows.count}, {"ring": self.rows}
         checkpoint = {
             "epoch": value,
             "state_dict": {"w": torch.full((self.size,), float(value))},
-            "replay": self.keeper.save(self.home, value, 0, arrays, {"value": value}),
+            "replay": self.keeper.save(self.home, value, 0, arrays, meta, rings),
         }
         self.io.save_checkpoint(checkpoint, self.path)
 
@@ -66,34 +83,43 @@ class Run:
 def test_killed_while_saving_everything_is_whole_and_nothing_is_left_over(tmp_path, monkeypatch, count):
     if Path("/dev/shm").is_dir():  # another file system than that of the checkpoints, where there is one
         monkeypatch.setenv("TMPDIR", "/dev/shm")
-    Run(tmp_path, 100_000).save(1)
-    rng, saves, inside, last = np.random.default_rng(), 0, 0, 1
+    monkeypatch.setattr(segments, "_SEGMENT_BYTES", 50_000)
+    monkeypatch.setattr(write_behind, "_PAUSE", 0.001)
+    size = 100_000
+    Run(tmp_path, size).save(1)
+    rng, saves, inside, behind, last = np.random.default_rng(), 0, 0, 0, 1
     for _ in range(count):
         child = os.fork()
         if child == 0:
             try:
-                run = Run(tmp_path, 100_000)
+                run = Run(tmp_path, size)
                 value, _ = run.start()
+                run.begin()
                 while True:
                     value += 1
+                    run.put(int(rng.integers(30_000)))
                     run.save(value)
             except BaseException:
                 traceback.print_exc()
             os._exit(1)
-        time.sleep(rng.uniform(0.01, 0.3))
+        time.sleep(rng.uniform(0.01, 0.5))
         os.kill(child, signal.SIGKILL)
         assert os.WIFSIGNALED(os.waitpid(child, 0)[1]), "the child failed by itself"
-        inside += any(path.name.endswith(".tmp") for path in tmp_path.rglob("*"))
+        left = [path for path in tmp_path.rglob("*") if path.name.endswith(".tmp")]
+        behind += any(path.parent.name == "replay" for path in left)
+        inside += any(path.parent.name != "replay" for path in left)
         for path in generations(tmp_path / "latest.ckpt"):
             read_checkpoint(path)
-        value, said = Run(tmp_path, 100_000).start()
+        value, said = Run(tmp_path, size).start()
         assert not said
         assert value >= last
         assert not [path for path in tmp_path.rglob("*") if path.name.endswith(".tmp")]
         saves, last = saves + value - last, value
-    run = Run(tmp_path, 100_000)
+    run = Run(tmp_path, size)
     value, _ = run.start()
+    run.begin()
     run.save(value + 1)
+    run.keeper.close()
     assert len(list((tmp_path / "replay").iterdir())) == 2
     assert {path.name for path in tmp_path.iterdir()} == {
         "latest.ckpt",
@@ -101,34 +127,63 @@ def test_killed_while_saving_everything_is_whole_and_nothing_is_left_over(tmp_pa
         "latest.previous.ckpt",
         "replay",
     }
-    print(f"\n{count} kills, {inside} of them inside a file, {saves} saves: 0 unreadable, 0 leftovers")
+    print(
+        f"\n{count} kills, {behind} of them while segments were written, {inside} inside a save, {saves} saves: "
+        "0 unreadable, 0 leftovers"
+    )
 
 
-@counts(20, 1000)
-def test_any_damage_is_noticed_and_the_checkpoint_before_is_taken(tmp_path, count):
+@counts(40, 1000)
+def test_any_damage_is_noticed_and_the_checkpoint_before_is_taken(tmp_path, monkeypatch, count):
+    monkeypatch.setattr(segments, "_SEGMENT_BYTES", 80)
     first = Run(tmp_path, 100)
-    first.save(1)
-    first.save(2)
+    first.put(95)
+    first.begin()
+    for value in range(1, 5):
+        first.save(value)
+        first.put(3)
+    first.keeper.close()
     rng, cut = np.random.default_rng(), 0
-    files = [tmp_path / "latest.ckpt", *(tmp_path / "replay" / "2" / "rank0").iterdir()]
-    assert len(files) == 4
+    files = [tmp_path / "latest.ckpt", *(tmp_path / "replay" / "4" / "rank0").iterdir()]
+    assert len(files) == 3 + 10
     for _ in range(count):
         path = files[rng.integers(len(files))]
         content = path.read_bytes()
         where = int(rng.integers(len(content)))
+        # in place: what shares the file is damaged with it
         if rng.random() < 0.25:
             cut += 1
-            path.write_bytes(content[:where])
+            os.truncate(path, where)
         else:
             flipped = bytes([content[where] ^ int(rng.integers(1, 256))])
             path.write_bytes(content[:where] + flipped + content[where + 1 :])
         value, said = Run(tmp_path, 100).start()
         path.write_bytes(content)
-        assert value == 1, (path, where)
+        assert value == 3, (path, where)
         assert len(said) == 1
         assert "Taking the one before" in said[0]
-    assert Run(tmp_path, 100).start() == (2, [])
+    assert Run(tmp_path, 100).start() == (4, [])
     print(f"\n{count} damaged files, {cut} of them cut short: {count} noticed, {count} times the one before taken")
+
+
+def test_what_is_damaged_is_not_handed_on_to_the_next_but_one(tmp_path, monkeypatch):
+    """A run that goes on from the one before writes what was damaged anew."""
+    monkeypatch.setattr(segments, "_SEGMENT_BYTES", 80)
+    run = Run(tmp_path, 100)
+    run.put(95)
+    run.begin()
+    for value in (1, 2, 3):
+        run.save(value)
+    run.keeper.close()
+    os.truncate(tmp_path / "replay" / "3" / "rank0" / "ring.2.npy", 100)
+    run = Run(tmp_path, 100)
+    assert run.start()[0] == 2
+    run.begin()
+    for value in (4, 5, 6):
+        run.put(1)
+        run.save(value)
+        run.keeper.load({"name": f"replay/{value}", "home": str(tmp_path)}, tmp_path, 0)
+    run.keeper.close()
 
 
 class FillDisk(Callback):
