@@ -63,6 +63,7 @@ def test_a_stamp_changes_exactly_when_the_segment_does(step):
 
 def test_a_segment_is_final_from_when_the_cursor_leaves_it_to_when_it_comes_back():
     ring, seen = Ring(8), []
+    assert final(ring) == [], "nothing is there yet"
     for _ in range(12):
         ring.put(1)
         seen.append([int(file[2]) for file in final(ring)])
@@ -84,7 +85,8 @@ def test_a_final_segment_is_stored_and_linked_as_long_as_it_is_what_it_was(tmp_p
     assert (tmp_path / "a" / "x.0.npy").stat().st_nlink == 2
     ring.put(5)
     assert not store.holds(first)
-    assert store.link(first, tmp_path / "a") is None
+    (tmp_path / "b").mkdir()
+    assert store.link(first, tmp_path / "b") is None
     ring.put(2)
     store.add(first)
     assert np.load(store.folder / "x.0.npy").tolist() == [8, 9, 10]
