@@ -229,3 +229,50 @@ def interquartile_mean(values: Tensor) -> Tensor:
 def _same_shape(prediction: Tensor, target: Tensor) -> None:
     if prediction.shape != target.shape:
         raise ValueError(f"prediction {tuple(prediction.shape)} and target {tuple(target.shape)} must have one shape")
+
+
+def adam_step(
+    parameter: Tensor,
+    mean: Tensor,
+    square: Tensor,
+    step: Tensor,
+    gradient: Tensor,
+    rate: Tensor,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    decoupled: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One step of Adam, as :class:`torch.optim.Adam` takes it, without changing anything.
+
+    "Adam: A Method for Stochastic Optimization" (Kingma and Ba 2015), algorithm 1; "Decoupled Weight Decay
+    Regularization" (Loshchilov and Hutter 2019), algorithm 2.
+
+    Args:
+        parameter: Of any shape.
+        mean: First moment, shaped like it.
+        square: Second moment, shaped like it.
+        step: How many steps were taken before, a scalar.
+        gradient: Shaped like the parameter.
+        rate: Learning rate, a scalar.
+        beta1: Decay of the first moment.
+        beta2: Decay of the second moment.
+        eps: Added to the root of the second moment.
+        weight_decay: At least 0.
+        decoupled: Whether weights decay beside the gradient (AdamW) or as a part of it.
+
+    Returns:
+        Parameter, both moments and the number of steps after it.
+    """
+    step, rate = step + 1, rate.double()
+    if weight_decay and decoupled:
+        parameter = parameter * (1 - rate * weight_decay).float()
+    elif weight_decay:
+        gradient = gradient + weight_decay * parameter
+    mean = torch.lerp(mean, gradient, 1 - beta1)
+    square = square * beta2 + gradient * gradient * (1 - beta2)
+    # in float64, where 1 - 0.999 ** 1 is not a difference of nearly equal numbers; scalars cost nothing
+    scale = (rate / (1 - beta1 ** step.double())).float()
+    root = (1 - beta2 ** step.double()).sqrt().float()
+    return parameter - scale * (mean / (square.sqrt() / root + eps)), mean, square, step

@@ -36,6 +36,7 @@ PATH = {
         "DQNLightningModule.optimizer_step",
         "DQNLightningModule._gradients",
         "DQNLightningModule.training_step",
+        "DQNLightningModule.losses",
         "DQNLightningModule.update_target",
     ],
     "learner/networks": ["QNetwork.forward", "MLPTorso.forward"],

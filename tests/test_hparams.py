@@ -218,6 +218,7 @@ def test_hyper_parameters_are_the_arguments_of_the_module():
         "target_update_period": 1,
         "target_update_rate": 0.5,
         "max_skipped_updates": 10,
+        "compile_updates": False,
     }
 
 

@@ -52,7 +52,10 @@ MAY_IMPORT = {
     "convolutions": {"networks"},
     "spectral": set(),
     "metrics": {"functional"},
+    "adam": {"functional"},
+    "compiled": {"adam", "transition"},
     "module": {
+        "compiled",
         "functional",
         "heads",
         "hparams",
@@ -87,7 +90,7 @@ MAY_IMPORT = {
     # where they meet
     "resume": {"checkpoint", "checkpoint_io", "datamodule", "hparams", "pieces", "rewind", "snapshots"},
     "collector": {"checkpoint_io", "datamodule", "exploration", "faults", "resume", "rewind", "stepping", "transition"},
-    "cli": {"checkpoint_io", "collector", "datamodule", "loggers", "module", "watch"},
+    "cli": {"checkpoint_io", "collector", "datamodule", "hparams", "loggers", "module", "watch"},
 }
 AT_RUN_TIME = {"module": {"collector", "signals"}}
 

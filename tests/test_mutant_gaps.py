@@ -223,6 +223,7 @@ DEFAULTS = {
         "target_update_period": 1,
         "target_update_rate": 0.005,
         "max_skipped_updates": 10,
+        "compile_updates": False,
     },
     ExperienceDataModule: {
         "num_envs": 8,

@@ -15,22 +15,35 @@ def updates_are_watched(module: LightningModule, base: type[LightningModule]) ->
     """Whether a gradient step must go through all of the Trainer's hooks.
 
     The hooks of one step cost an eighth of a small network's whole update, so they are left out where they would do
-    nothing: full precision on one device, no profiler, and neither a callback nor a subclass of the module that
-    overrides one of them.
+    nothing: full precision, and nobody who :func:`watches <watcher>`.
 
     Args:
         module: Attached to its Trainer.
         base: The class whose own hooks do not count.
     """
+    return type(module.trainer.precision_plugin) is not Precision or watcher(module, base) is not None
+
+
+def watcher(module: LightningModule, base: type[LightningModule]) -> str | None:
+    """Who wants to see every gradient step: another strategy than one device, a profiler, a callback, a subclass.
+
+    Args:
+        module: Attached to its Trainer.
+        base: The class whose own hooks do not count.
+
+    Returns:
+        What it is, as the beginning of a message; ``None`` if there is nobody.
+    """
     trainer = module.trainer
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    return (
-        type(trainer.strategy) is not SingleDeviceStrategy
-        or type(trainer.precision_plugin) is not Precision
-        or not isinstance(trainer.profiler, PassThroughProfiler)  # type: ignore[attr-defined]
-        or any(_overrides(callback, Callback, _CALLBACK_HOOKS) for callback in callbacks)
-        or _overrides(module, base, _MODULE_HOOKS)
-    )
+    if type(trainer.strategy) is not SingleDeviceStrategy:
+        return f"trainer.strategy ({type(trainer.strategy).__name__})"
+    if not isinstance(trainer.profiler, PassThroughProfiler):  # type: ignore[attr-defined]
+        return f"trainer.profiler ({type(trainer.profiler).__name__})"  # type: ignore[attr-defined]
+    for callback in callbacks:
+        if _overrides(callback, Callback, _CALLBACK_HOOKS):
+            return f"trainer.callbacks ({type(callback).__name__})"
+    return f"model ({type(module).__name__})" if _overrides(module, base, _MODULE_HOOKS) else None
 
 
 def _overrides(instance: object, base: type, hooks: tuple[str, ...]) -> bool:

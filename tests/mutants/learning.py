@@ -113,8 +113,8 @@ values = legal_values(following.q_values, transition.next_action_mask)
         id="E6d",
         mistake="Losses are added up over the minibatch, so the step grows with its size",
         file="learner/module",
-        old="loss = (batch.weight[k] * losses).mean()",
-        new="loss = (batch.weight[k] * losses).sum()",
+        old="loss = (weight * losses).mean()",
+        new="loss = (weight * losses).sum()",
         killers=("module::test_the_gradient_is_the_weighted_mean_of_the_samples_gradients",),
     ),
     Mutant(

@@ -180,8 +180,8 @@ parts = np.arange(num_updates * batch_size).reshape(num_updates, batch_size)
         id="D10a",
         mistake="Priorities come from errors that importance weights have been multiplied into",
         file="learner/module",
-        old="iteration.td_errors[k:] = [prediction.td_error(target, losses)]",
-        new="iteration.td_errors[k:] = [batch.weight[k] * prediction.td_error(target, losses)]",
+        old="return Update(loss, prediction.td_error(target, losses),",
+        new="return Update(loss, weight * prediction.td_error(target, losses),",
         killers=("module::test_td_errors_do_not_depend_on_the_weights",),
     ),
     Mutant(
@@ -196,8 +196,8 @@ parts = np.arange(num_updates * batch_size).reshape(num_updates, batch_size)
         id="D11",
         mistake="Importance weights count in the loss that is logged, but not in the one that is learned from",
         file="learner/module",
-        old="        loss = (batch.weight[k] * losses).mean()\n",
-        new="        loss = losses.mean() + ((batch.weight[k] - 1) * losses).mean().detach()\n",
+        old="        loss = (weight * losses).mean()\n",
+        new="        loss = losses.mean() + ((weight - 1) * losses).mean().detach()\n",
         killers=("module::test_a_sample_of_weight_zero_has_no_part_in_the_gradient",),
     ),
     Mutant(

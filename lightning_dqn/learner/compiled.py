@@ -1,0 +1,187 @@
+"""An update as one compiled function: losses, gradients, clipping and optimizer, no Python between them."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from itertools import islice
+from operator import itemgetter
+from typing import Any, NamedTuple, Self
+
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from torch import Tensor, nn
+from torch.func import functional_call, grad
+from torch.nn.utils import get_total_norm
+from torch.optim import Optimizer
+
+from lightning_dqn.learner.adam import AdamInGraph
+from lightning_dqn.transition import ReplayBatch, Transition
+
+
+class Update(NamedTuple):
+    """What an update says of a minibatch.
+
+    Attributes:
+        loss: Mean of the weighted losses, a scalar.
+        td_error: Unweighted TD errors, ``[B]``.
+        q_values: Of the actions taken, ``[B]``.
+    """
+
+    loss: Tensor
+    td_error: Tensor
+    q_values: Tensor
+
+
+Losses = Callable[[Transition[Tensor], Tensor], Update]
+"""Maps a minibatch (fields ``[B, ...]``) and its importance weights ``[B]`` to what is learned from it."""
+
+
+class _Networks(nn.Module):
+    """Both networks as one module, so that the tensors of all can be replaced while the losses are computed."""
+
+    def __init__(self, online: nn.Module, target: nn.Module, losses: Losses) -> None:
+        super().__init__()
+        self.online, self.target = online, target
+        self._losses = losses
+
+    def forward(self, transition: Transition[Tensor], weight: Tensor) -> Update:
+        return self._losses(transition, weight)
+
+
+class CompiledUpdate:
+    """Learns from a minibatch by one call of compiled code, with the results of an update that is not compiled.
+
+    The update is traced once for the shapes at hand and compiled by Inductor: to C++ on a CPU, to kernels of one CUDA
+    graph on a GPU. Tracing follows the very code that runs otherwise, whatever head and target rule there are, and
+    random numbers come from the same generators. Where the loss is not finite, weights and optimizer stay as they were
+    and the TD errors are NaN; the host is not asked.
+
+    Args:
+        online: The network to train.
+        target: Its slowly moving copy.
+        losses: Computes the losses from both networks.
+        optimizer: See :class:`~lightning_dqn.learner.adam.AdamInGraph`.
+        clip: Largest norm, or size of every component, of the gradient; ``None`` for no clipping.
+        clip_by: ``norm`` or ``value``.
+        precision: Makes the context to compute losses in, such as autocast.
+
+    Raises:
+        ValueError: If the optimizer cannot be compiled.
+    """
+
+    def __init__(
+        self,
+        online: nn.Module,
+        target: nn.Module,
+        losses: Losses,
+        optimizer: Optimizer,
+        clip: float | None = None,
+        clip_by: str = "norm",
+        precision: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
+    ) -> None:
+        self._networks = _Networks(online, target, losses)
+        self._adam = AdamInGraph(optimizer)
+        self._clip, self._clip_by, self._precision = clip, clip_by, precision
+        learned = {id(parameter) for parameter in self._adam.parameters}
+        tensors = {**dict(self._networks.named_parameters()), **dict(self._networks.named_buffers())}
+        names = {id(tensor): name for name, tensor in tensors.items()}
+        self._learned = [names[id(parameter)] for parameter in self._adam.parameters]
+        self._fixed = [name for name, tensor in tensors.items() if id(tensor) not in learned]
+        self._tensors = [*(tensors[name].detach() for name in (*self._learned, *self._fixed)), *self._adam.state]
+        self._compiled: dict[Any, Callable[..., list[Tensor]]] = {}
+
+    def prepare(self, batch: ReplayBatch) -> Self | None:
+        """Compiles for the shapes of a batch, unless that was done already, and takes over learning rates.
+
+        Returns:
+            Itself; ``None``, after a warning with the reason, if it cannot be compiled.
+        """
+        self._adam.refresh()
+        kind = tuple(None if field is None else (field.shape, field.dtype) for field in batch.transition)
+        if kind not in self._compiled:
+            start = time.monotonic()
+            try:
+                self._compiled[kind] = self._compile(batch.transition.map(itemgetter(0)), batch.weight[0])
+            except Exception as error:  # no compiler, a layer that cannot be traced: whatever it is, updates go on
+                reason = (str(error).strip() or type(error).__name__).split("\n")[0]
+                rank_zero_warn(f"model.compile_updates: updates go on without being compiled: {reason}")
+                return None
+            rank_zero_info(f"Compiled the update in {time.monotonic() - start:.1f} s (model.compile_updates).")
+        self._update = self._compiled[kind]
+        return self
+
+    @torch.no_grad()
+    def __call__(self, transition: Transition[Tensor], weight: Tensor) -> Update:
+        """Takes one gradient step; :meth:`prepare` comes first.
+
+        Args:
+            transition: Fields ``[B, ...]``.
+            weight: Importance weights, ``[B]``.
+        """
+        return Update(*self._update(*self._tensors, *(field for field in transition if field is not None), weight))
+
+    @torch.no_grad()
+    def _compile(self, transition: Transition[Tensor], weight: Tensor) -> Callable[..., list[Tensor]]:
+        # the compiler takes a second to import, which nobody should wait for who does not use it
+        from torch import _inductor
+        from torch.fx.experimental.proxy_tensor import make_fx
+
+        inputs: list[Any] = [*self._tensors, *(field for field in transition if field is not None), weight]
+
+        def update(*tensors: Tensor) -> list[Tensor]:
+            given = iter(tensors)
+            learned = dict(zip(self._learned, islice(given, len(self._learned)), strict=True))
+            fixed = dict(zip(self._fixed, islice(given, len(self._fixed)), strict=True))
+            state = list(islice(given, len(self._adam.state)))
+            *fields, weight = given
+            minibatch = iter(fields)
+            return self._learn(learned, fixed, state, transition.map(lambda _: next(minibatch)), weight)
+
+        options: dict[str, Any] = {"fallback_random": True}  # the same numbers as without compiling
+        if inputs[0].device.type == "cpu":
+            options |= {"cpp_wrapper": True, "compile_threads": 1}
+        with torch.random.fork_rng(), _compiling():
+            graph = make_fx(update, tracing_mode="fake")(*inputs)
+            compiled: Callable[..., list[Tensor]] = _inductor.compile(graph, inputs, options)
+            return compiled
+
+    def _learn(
+        self,
+        learned: dict[str, Tensor],
+        fixed: dict[str, Tensor],
+        state: list[Tensor],
+        transition: Transition[Tensor],
+        weight: Tensor,
+    ) -> list[Tensor]:
+        def loss(learned: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
+            with self._precision():
+                found: Update = functional_call(self._networks, {**learned, **fixed}, (transition, weight))
+            return found.loss, [tensor.detach() for tensor in found]
+
+        with torch.enable_grad():
+            gradients, (mean_loss, td_error, q_values) = grad(loss, has_aux=True)(learned)
+        finite = mean_loss.isfinite()
+        self._adam.step(list(learned.values()), self._clipped(list(gradients.values())), state, finite)
+        return [mean_loss, torch.where(finite, td_error, torch.nan), q_values]
+
+    def _clipped(self, gradients: list[Tensor]) -> list[Tensor]:
+        if self._clip is None:
+            return gradients
+        if self._clip_by == "value":
+            return [gradient.clamp(-self._clip, self._clip) for gradient in gradients]
+        scale = (self._clip / (get_total_norm(gradients, foreach=False) + 1e-6)).clamp(max=1.0)
+        return [gradient * scale for gradient in gradients]
+
+
+@contextlib.contextmanager
+def _compiling() -> Iterator[None]:
+    """Makes :func:`torch.compiler.is_compiling` true, for layers that have no place for their hooks in a graph."""
+    before = torch.compiler._is_compiling_flag
+    torch.compiler._is_compiling_flag = True
+    try:
+        yield
+    finally:
+        torch.compiler._is_compiling_flag = before
