@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
-from torch.func import functional_call, grad
+from torch.func import functional_call
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
@@ -156,15 +156,13 @@ class CompiledUpdate:
         transition: Transition[Tensor],
         weight: Tensor,
     ) -> list[Tensor]:
-        def loss(learned: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
-            with self._precision():
-                found: Update = functional_call(self._networks, {**learned, **fixed}, (transition, weight))
-            return found.loss, [tensor.detach() for tensor in found]
-
-        with torch.enable_grad():
-            gradients, (mean_loss, td_error, q_values) = grad(loss, has_aux=True)(learned)
+        leaves = {name: tensor.detach().requires_grad_() for name, tensor in learned.items()}
+        with torch.enable_grad(), self._precision():
+            found: Update = functional_call(self._networks, {**leaves, **fixed}, (transition, weight))
+        gradients = torch.autograd.grad(found.loss, list(leaves.values()))
+        mean_loss, td_error, q_values = (tensor.detach() for tensor in found)
         finite = mean_loss.isfinite()
-        self._adam.step(list(learned.values()), self._clipped(list(gradients.values())), state, finite)
+        self._adam.step(list(learned.values()), self._clipped(list(gradients)), state, finite)
         return [mean_loss, torch.where(finite, td_error, torch.nan), q_values]
 
     def _clipped(self, gradients: list[Tensor]) -> list[Tensor]:
