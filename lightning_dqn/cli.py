@@ -7,7 +7,7 @@ import re
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -18,6 +18,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from lightning_dqn.checkpoint_io import newest_readable
 from lightning_dqn.collector import ExperienceCollector
 from lightning_dqn.experience.datamodule import ExperienceDataModule
+from lightning_dqn.hparams import nulls
 from lightning_dqn.learner.module import DQNLightningModule
 from lightning_dqn.loggers import OneCurve, never_stop_training
 from lightning_dqn.watch import ProgressBar, WandbLogger
@@ -25,10 +26,26 @@ from lightning_dqn.watch import ProgressBar, WandbLogger
 _INTERRUPTED = 130
 _LAST, _LAST_IF_ANY = "last", "last_if_any"
 _NAMED_FIELD = re.compile(r"(data|model|trainer|collect|schedule|ckpt_path|config|environment)\b")
+_INSIDE_OF_A_PARSER = re.compile(
+    r"(Does not validate against|Subtypes:|Errors:|Given value type:|Problem with given class_path|Expected a path but|"
+    r"Given value: (NestedArg|Namespace)\(|Expected a <class 'NoneType'>)"
+)
 _CHECKPOINTS: dict[str, dict[str, Any]] = {
     "checkpoint_best": {"filename": "best", "monitor": "val/return", "mode": "max", "save_weights_only": True},
     "checkpoint_latest": {"filename": "latest", "every_n_epochs": 1},
 }
+
+
+class _Parser(LightningArgumentParser):
+    """Says in one line what is wrong, without the page of options, and takes no name for the beginning of another."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **({"allow_abbrev": False} | kwargs))
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if not self.exit_on_error:
+            super().error(message, ex)
+        self.exit(2, f"error: {in_one_line(message)}\n")
 
 
 class SaveConfig(SaveConfigCallback):
@@ -57,6 +74,7 @@ class DQNCLI(LightningCLI):
             "auto_configure_optimizers": False,
             "save_config_callback": SaveConfig,
             "save_config_kwargs": {"overwrite": True},
+            "parser_class": _Parser,
             "trainer_defaults": {"max_epochs": 20, "num_sanity_val_steps": 0, "devices": 1},
         }
         super().__init__(DQNLightningModule, ExperienceDataModule, args=args, **(defaults | kwargs))
@@ -80,9 +98,14 @@ class DQNCLI(LightningCLI):
         elif isinstance(args, list):
             args = resolve_config_names(args)
         super().parse_arguments(parser, args)
-        if self.config.get("subcommand"):
-            command = self.config.subcommand
-            config = self.config[command]
+        command = self.config.get("subcommand")
+        config = self.config[command] if command else self.config
+        made = {"data": ExperienceDataModule, "model": DQNLightningModule, "collect": ExperienceCollector}
+        for section in made:
+            empty = nulls(made[section], config.as_dict().get(section) or {}, section)
+            if empty:
+                raise ValueError(f"{empty[0]} must not be null")
+        if command:
             if config.get("ckpt_path") in (_LAST, _LAST_IF_ANY):
                 config.ckpt_path = _last_checkpoint(config, must=config.ckpt_path == _LAST)
             config.ckpt_path = _readable_checkpoint(config.get("ckpt_path"), to_go_on=command == "fit")
@@ -191,6 +214,20 @@ def shipped_configs() -> dict[str, Path]:
     # an installed wheel holds them inside the package, a checkout beside it
     home = next((path for path in (package / "configs", package.parent / "configs") if path.is_dir()), package)
     return {path.stem: path for path in sorted(home.rglob("*.yaml"))}
+
+
+def in_one_line(message: str) -> str:
+    """What a parser says of a value it does not take: the field's whole name and the reason, without its own inside.
+
+    Args:
+        message: Of jsonargparse, many lines of it.
+    """
+    names = ".".join(re.findall(r'Parser key "([^"]+)":', message))
+    text = re.sub(r"Type \S.* expects a function or a callable class:|Parser key \"[^\"]+\":", "", message)
+    text = re.sub(r"\. Got value: Namespace\(.*", "", text)
+    said = [line.strip(" -") for line in text.splitlines()]
+    said = [line for line in said if line and not _INSIDE_OF_A_PARSER.match(line)]
+    return f"{names}: {'; '.join(dict.fromkeys(said))}" if names else " ".join(message.split())
 
 
 def _last_checkpoint(config: Any, must: bool) -> str | None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import pydoc
 import types
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 from lightning.pytorch.core.mixins import HyperparametersMixin
@@ -111,6 +112,31 @@ def differences(saved: Any, own: Any, name: str) -> list[str]:
     if isinstance(saved, list | tuple) and isinstance(own, list | tuple):
         saved, own = list(saved), list(own)
     return [] if saved == own else [f"{name} was {saved} and is now {own}"]
+
+
+def nulls(make: Callable[..., Any], given: Mapping[str, Any], name: str) -> list[str]:
+    """Arguments that are null in a configuration, and must not be: a parser takes that for "not given".
+
+    Args:
+        make: The class or function they are for.
+        given: Its arguments; objects as ``class_path``/``init_args``.
+        name: The section of the configuration they belong to.
+
+    Returns:
+        Their dotted names.
+    """
+    try:
+        parameters = inspect.signature(make).parameters
+        hints = get_type_hints(make.__init__ if isinstance(make, type) else make)  # type: ignore[misc]
+    except (NameError, TypeError, ValueError):  # it does not say, or in types that exist only for who checks them
+        return []
+    found = []
+    for key, value in given.items():
+        if value is None and key in hints and key in parameters and parameters[key].default is not None:
+            found += [] if hints[key] is Any or type(None) in get_args(hints[key]) else [f"{name}.{key}"]
+        if isinstance(value, Mapping) and callable(made := pydoc.locate(str(value.get("class_path")))):
+            found += nulls(made, value.get("init_args") or {}, f"{name}.{key}")
+    return found
 
 
 def _dotted_path(named: Any) -> str:

@@ -524,3 +524,20 @@ def test_ranks_share_the_evaluation_episodes_out_and_none_is_played_twice(world_
     data.trainer = SimpleNamespace(global_rank=0, world_size=11)
     with pytest.raises(ValueError, match=r"data\.eval_episodes \(10\) must be at least the number of devices, 11"):
         data.val_dataloader()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("steps_per_epoch", 2**31, "at most 2,147,483,647"),
+        ("train_frequency", 10**30, "at most 2,147,483,647"),
+        ("learning_starts", 2**31, "at most 2,147,483,647"),
+        ("gradient_steps", 10**6 + 1, "at most 1,000,000"),
+        ("eval_episodes", 10**6 + 1, "at most 1,000,000"),
+        ("env_timeout", float("inf"), "at most 1,000,000 seconds"),
+        ("env_timeout", float("nan"), "above 0"),
+    ],
+)
+def test_what_no_run_could_take_is_refused(name, value, said):
+    with pytest.raises(ValueError, match=rf"^data\.{name} must be .*{said}"):
+        ExperienceDataModule("CartPole-v1", **{name: value})

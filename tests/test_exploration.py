@@ -120,7 +120,10 @@ def test_an_epsilon_outside_0_to_1_is_refused(explorer, start, end, name):
         explorer(LinearSchedule(start, end))
 
 
-@pytest.mark.parametrize(("start", "end", "name"), [(0, 1, "start"), (-1, 1, "start"), (1, 0, "end")])
+@pytest.mark.parametrize(
+    ("start", "end", "name"),
+    [(0, 1, "start"), (-1, 1, "start"), (1, 0, "end"), (np.nan, 1, "start"), (1, np.inf, "end")],
+)
 def test_a_temperature_that_is_not_above_0_is_refused(start, end, name):
     with pytest.raises(ValueError, match=rf"collect\.explorer\.temperature\.{name} must be above 0"):
         Boltzmann(LinearSchedule(start, end))

@@ -4,6 +4,7 @@ import enum
 import math
 import warnings
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from torch.optim.lr_scheduler import ExponentialLR, LinearLR
 
 from lightning_dqn.experience.exploration import Boltzmann, EpsilonGreedy
 from lightning_dqn.functional import huber_error, squared_error
-from lightning_dqn.hparams import describe, differences
+from lightning_dqn.hparams import describe, differences, nulls
 from lightning_dqn.learner.convolutions import NatureTorso
 from lightning_dqn.learner.distributions import ExpectedReturn
 from lightning_dqn.learner.heads import DuelingStream, ExpectedHead, LinearStream
@@ -432,3 +433,17 @@ def test_the_module_is_a_lightning_module():
 )
 def test_differences_are_named(saved, own, said):
     assert differences(saved, own, "model") == said
+
+
+def test_what_is_null_and_must_not_be_is_named():
+    class Own:
+        def __init__(self, size: int = 3, scale: float | None = 2.0, needed: int = None, other: Any = 1): ...  # noqa: RUF013
+
+    assert nulls(Own, {"size": None, "scale": None, "needed": None, "other": None, "unknown": None}, "data") == [
+        "data.size"
+    ]
+    assert nulls(Own, {"size": 1}, "data") == []
+    inside = {"class_path": "lightning_dqn.ReplayBuffer", "init_args": {"capacity": None, "observations": None}}
+    assert nulls(Own, {"other": inside}, "data") == ["data.other.capacity"]
+    assert nulls(Own, {"other": {"class_path": "no.such.Thing", "init_args": {"x": None}}}, "data") == []
+    assert nulls(print, {"sep": None}, "data") == []

@@ -66,6 +66,10 @@ class CheckedEnv(gym.Wrapper[Any, Any, Any, Any]):
         if type(observation) is np.ndarray and (observation.dtype, observation.shape) == self._array:
             return
         problem = _problem(self.env.observation_space, observation)
+        if problem is None and self._array is not None:
+            dtype, needed = np.asarray(observation).dtype, self._array[0]
+            if not np.can_cast(dtype, needed, "same_kind"):
+                problem = f"is of {dtype}, which does not become {needed} by itself"
         if problem:
             raise ValueError(f"its observation {problem}")
 
@@ -147,6 +151,15 @@ def _array_problem(dtype: np.dtype[Any], shape: tuple[int, ...], value: Any) -> 
         if not same.all():
             return f"holds {array[~same].flat[0]}, which is no {dtype}"
     return None
+
+
+def is_finite(value: Any) -> bool:
+    """Whether a value is one number, and neither NaN nor infinite.
+
+    Args:
+        value: Anything.
+    """
+    return _is_number(value, "biuf") and bool(np.isfinite(value))
 
 
 def _is_number(value: Any, kinds: str) -> bool:

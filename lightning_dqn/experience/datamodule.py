@@ -35,6 +35,9 @@ from lightning_dqn.experience.stepping import SeededEnvs, episode_seeds
 from lightning_dqn.hparams import save_plain_hyperparameters
 
 OnEnvError = Literal["raise", "restart"]
+_MOST = 2**31 - 1
+_MOST_AT_ONCE = 1_000_000  # of what is drawn or listed all at once
+_LONGEST = 1_000_000  # seconds; an operating system that is asked to wait for more than 24 days refuses
 
 
 class RandomStream(IntEnum):
@@ -133,25 +136,26 @@ class ExperienceDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         save_plain_hyperparameters(self)
-        _check_at_least(
+        _check_range(
             1,
+            _MOST,
             num_envs=num_envs,
             n_step=n_step,
             batch_size=batch_size,
             train_frequency=train_frequency,
-            gradient_steps=gradient_steps,
             steps_per_epoch=steps_per_epoch,
-            eval_episodes=eval_episodes,
             eval_num_envs=eval_num_envs,
             max_eval_steps=max_eval_steps,
         )
-        _check_at_least(0, learning_starts=learning_starts, eval_seed=eval_seed, seed=seed or 0)
+        _check_range(1, _MOST_AT_ONCE, gradient_steps=gradient_steps, eval_episodes=eval_episodes)
+        _check_range(0, _MOST, learning_starts=learning_starts)
+        _check_range(0, math.inf, eval_seed=eval_seed, seed=seed or 0)
         if vectorization not in get_args(Vectorization):
             raise ValueError(f"data.vectorization must be one of {get_args(Vectorization)}, got {vectorization!r}")
         if on_env_error not in get_args(OnEnvError):
             raise ValueError(f"data.on_env_error must be one of {get_args(OnEnvError)}, got {on_env_error!r}")
-        if not env_timeout > 0:
-            raise ValueError(f"data.env_timeout must be above 0 seconds, got {env_timeout}")
+        if not 0 < env_timeout <= _LONGEST:
+            raise ValueError(f"data.env_timeout must be above 0 and at most {_LONGEST:,} seconds, got {env_timeout}")
         if not 0 <= gamma <= 1:
             raise ValueError(f"data.gamma must be in [0, 1], got {gamma}")
         if reward_clip is not None and not 0 < reward_clip < math.inf:
@@ -396,10 +400,12 @@ class ExperienceDataModule(LightningDataModule):
         return self._spaces
 
 
-def _check_at_least(least: int, **arguments: int) -> None:
+def _check_range(least: int, most: float, **arguments: int) -> None:
     for name, value in arguments.items():
         if value < least:
             raise ValueError(f"data.{name} must be at least {least}, got {value}")
+        if value > most:
+            raise ValueError(f"data.{name} must be at most {most:,}, got {value}")
 
 
 def _check_device(name: str) -> torch.device:

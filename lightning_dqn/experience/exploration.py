@@ -5,6 +5,7 @@ Shapes: ``N`` environments, ``A`` actions. An action that is not legal comes wit
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any
@@ -175,8 +176,8 @@ class Boltzmann(Explorer):
     def __post_init__(self) -> None:
         for name in ("start", "end"):
             value = getattr(self.temperature, name, 1.0)
-            if value <= 0:
-                raise ValueError(f"collect.explorer.temperature.{name} must be above 0, got {value}")
+            if not 0 < value < math.inf:
+                raise ValueError(f"collect.explorer.temperature.{name} must be above 0 and finite, got {value}")
 
     def schedules(self, env_steps: int, episodes: int) -> dict[str, float]:
         """The present temperature."""

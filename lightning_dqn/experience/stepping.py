@@ -15,7 +15,7 @@ from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 
 from lightning_dqn.experience.autoreset import members_reset_alone
-from lightning_dqn.experience.checked import check_batch, check_observations
+from lightning_dqn.experience.checked import check_batch, check_observations, is_finite
 from lightning_dqn.experience.envs import close_envs
 from lightning_dqn.experience.faults import naming_failures, reset_in_time, step_in_time
 from lightning_dqn.experience.masks import as_mask
@@ -238,8 +238,10 @@ class SeededEnvs:
         if "lives" not in info:
             raise ValueError(f"data.life_loss: the environments' info has no 'lives', only {sorted(info)}")
         lives, told = np.asarray(info["lives"]), info.get("_lives", of)
-        if lives.dtype.kind not in "biuf" or lives.shape != of.shape or not (told & np.isfinite(lives))[of].all():
-            raise ValueError(f"data.life_loss: info['lives'] is {info['lives']!r}, not a number for each environment")
+        if lives.shape != of.shape or not all(map(is_finite, lives[of])) or not told[of].all():
+            known = [i for i in np.flatnonzero(of) if lives.shape == of.shape and not (told[i] and is_finite(lives[i]))]
+            who = f"environment {known[0]}" if known else "an environment"
+            raise ValueError(f"data.life_loss: info['lives'] of {who} is not a number, but among {info['lives']!r}")
         self._lives = np.where(of, lives, self._lives)
 
     def _masks(self, info: dict[str, Any], unused: NDArray[np.bool_]) -> NDArray[np.bool_] | None:
