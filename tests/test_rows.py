@@ -47,7 +47,7 @@ def test_rows_are_taken_as_they_were_put(make, dtype):
     assert (rows.numpy(0, 5) == kept[:5]).all()
 
 
-def test_rows_are_counted_before_they_are_written(make, monkeypatch):
+def test_rows_are_counted_when_they_are_written_and_begun_before(make):
     rows = make(4, (2,), "uint8")
     assert (rows.count, len(rows)) == (0, 0)
     rows.put(0, np.ones((3, 2), np.uint8))
@@ -61,16 +61,16 @@ def test_rows_are_counted_before_they_are_written(make, monkeypatch):
             return 2
 
         def __array__(self, dtype=None, copy=None):
-            seen.append(rows.count)
+            seen.append((rows.count, rows.begun))
             return np.ones((2, 2), np.uint8)
 
         def __getitem__(self, index):
-            seen.append(rows.count)
+            seen.append((rows.count, rows.begun))
             return np.ones((2, 2), np.uint8)[index]
 
     rows.put(3, Slow())
-    assert set(seen) == {5}
-    assert (rows.count, len(rows)) == (5, 4)
+    assert set(seen) == {(3, 5)}
+    assert (rows.count, rows.begun, len(rows)) == (5, 5, 4)
 
 
 def test_rows_that_were_saved_are_taken_over_with_their_count(make):
@@ -79,7 +79,7 @@ def test_rows_that_were_saved_are_taken_over_with_their_count(make):
     for source in (saved, pieces):
         rows = make(4, (2,), "uint8")
         rows.restore(source, 11)
-        assert (rows.count, len(rows)) == (11, 4)
+        assert (rows.count, rows.begun, len(rows)) == (11, 11, 4)
         assert (rows.numpy(0, 4) == saved).all()
         rows.put(11, np.full((1, 2), 99, np.uint8))
         assert rows.numpy(3, 4).tolist() == [[99, 99]]
@@ -92,10 +92,10 @@ def test_a_field_of_rows_is_seen_where_it_lies_and_counts_as_they_do():
     new["b"] = 5, 6
     rows.put(2, new)
     assert field.numpy(0, 3).tolist() == [6, 0, 5]
-    assert (field.count, len(field), field.row_bytes) == (4, 3, 4)
+    assert (field.count, field.begun, len(field), field.row_bytes) == (4, 4, 3, 4)
     field.restore(np.array([7, 8], np.float32), 2)
     assert rows.array["b"][:2].tolist() == [7, 8]
-    assert rows.count == field.count == 2
+    assert rows.count == field.count == rows.begun == field.begun == 2
 
 
 def test_what_was_taken_is_a_copy(make):

@@ -93,14 +93,17 @@ def test_a_final_segment_is_stored_and_linked_as_long_as_it_is_what_it_was(tmp_p
     assert np.load(tmp_path / "a" / "x.0.npy").tolist() == [0, 1, 2], "what was linked stays as it was"
 
 
-def test_a_segment_that_is_overtaken_while_it_is_read_is_not_stored(tmp_path):
+@pytest.mark.parametrize("how_far", ["begun", "done"])
+def test_a_segment_that_is_overtaken_while_it_is_read_is_not_stored(tmp_path, how_far):
     ring, store = Ring(6), SegmentStore(tmp_path / "store")
     ring.put(6)
     read = ring.rows.numpy
 
     def overtaken(start, stop):
         rows = read(start, stop)
-        ring.put(1)  # into the first segment
+        if how_far == "done":
+            ring.put(1)  # into the first segment
+        ring.rows._begun = 7
         return rows
 
     ring.rows.numpy = overtaken
@@ -110,6 +113,30 @@ def test_a_segment_that_is_overtaken_while_it_is_read_is_not_stored(tmp_path):
     assert list(store.folder.iterdir()) == []
     store.add(second)  # while the cursor is elsewhere
     assert store.holds(second)
+
+
+@pytest.mark.parametrize("round_", [0, 1])
+def test_a_segment_whose_last_rows_are_being_written_is_not_stored(tmp_path, round_):
+    ring, store = Ring(6), SegmentStore(tmp_path / "store")
+    ring.put(6 * round_ + 2)
+
+    class Slow:
+        """What another thread would see between the count and the rows."""
+
+        def __len__(self):
+            return 1
+
+        def __getitem__(self, index):
+            for segment in ring.segments():
+                store.add(segment)
+            return np.array([99])[index]
+
+    ring.rows.put(ring.rows.count, Slow())
+    first, *others = ring.segments()
+    assert not store.holds(first)
+    assert all(store.holds(segment) for segment in others)
+    store.add(first)
+    assert np.load(store.folder / first.file)[-1] == 99
 
 
 def test_a_segment_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):

@@ -159,8 +159,9 @@ class Run:
 
     def catch_up(self):
         """Waits until the thread has nothing to do."""
-        store, until = self.keeper._behind.store, time.monotonic() + 10
-        while not all(store.holds(s) for s in segments.segments(self.rings) if s.is_final(s.stamp())):
+        behind, until = self.keeper._behind, time.monotonic() + 10
+        final = [segment for segment in segments.segments(self.rings) if segment.is_final(segment.stamp())]
+        while not all(store.holds(segment) for store in behind._stores[: behind._filled] for segment in final):
             assert time.monotonic() < until
             time.sleep(0.002)
 

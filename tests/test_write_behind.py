@@ -83,6 +83,20 @@ def test_the_two_stores_share_no_file(behind, rows):
     assert held(behind, rows) == ["x.0.npy", "x.1.npy"], "the first again, as it was"
 
 
+def test_both_stores_are_filled_until_the_first_turn_then_one(behind, rows):
+    behind.start()
+    wait(lambda: all(store.holds(segment) for store in behind._stores for segment in list(segments({"x": rows}))[:2]))
+    behind.stop()
+    behind.switch()
+    behind.start()
+    rows.put(9, np.arange(9, 14))
+    wait(lambda: len(held(behind, rows)) == 3)
+    time.sleep(0.05)
+    behind.stop()
+    behind.switch()
+    assert len(held(behind, rows)) == 2
+
+
 def test_a_disk_that_fails_ends_it_until_the_next_start(behind, rows, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")

@@ -69,7 +69,7 @@ class Rows(ABC):
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
-    _count = 0
+    _count = _begun = 0
 
     def __len__(self) -> int:
         """How many there are."""
@@ -82,12 +82,17 @@ class Rows(ABC):
 
     @property
     def count(self) -> int:
-        """How many were ever put.
-
-        Rows count before they are written. So whoever reads in another thread, and finds afterwards that the count has
-        not reached what was read, has read it whole.
-        """
+        """How many were ever put, those being written left out."""
         return self._count
+
+    @property
+    def begun(self) -> int:
+        """How many were ever put, those being written included.
+
+        So another thread that looks at :attr:`count`, reads, and finds that :attr:`begun` has not reached what it read,
+        has read rows as they were put.
+        """
+        return self._begun
 
     @abstractmethod
     def put(self, name: int, rows: NDArray[Any]) -> None:
@@ -117,7 +122,7 @@ class Rows(ABC):
         for piece in [saved] if isinstance(saved, np.ndarray) else saved:
             self.put(start, piece)
             start += len(piece)
-        self._count = count
+        self._begun = self._count = count
 
     def _parts(self, name: int, count: int) -> tuple[int, int]:
         """The slot of the first row, and how many rows come before the ring's end."""
@@ -139,11 +144,12 @@ class HostRows(Rows):
 
     def put(self, name: int, rows: NDArray[Any]) -> None:
         """See :meth:`Rows.put`."""
-        self._count = name + len(rows)
+        self._begun = name + len(rows)
         head, until_end = self._parts(name, len(rows))
         self.array[head : head + until_end] = rows[:until_end]
         if until_end < len(rows):
             self.array[: len(rows) - until_end] = rows[until_end:]
+        self._count = self._begun
 
     def take(self, slot: NDArray[np.int64]) -> Tensor:
         """See :meth:`Rows.take`."""
@@ -171,10 +177,15 @@ class FieldRows(HostRows):
         """See :attr:`Rows.count`."""
         return self._rows.count
 
+    @property
+    def begun(self) -> int:
+        """See :attr:`Rows.begun`."""
+        return self._rows.begun
+
     def restore(self, saved: Saved, count: int) -> None:
         """See :meth:`Rows.restore`."""
         super().restore(saved, count)
-        self._rows._count = count
+        self._rows._begun = self._rows._count = count
 
 
 class DeviceRows(Rows):
@@ -191,12 +202,13 @@ class DeviceRows(Rows):
 
     def put(self, name: int, rows: NDArray[Any]) -> None:
         """See :meth:`Rows.put`."""
-        self._count = name + len(rows)
+        self._begun = name + len(rows)
         head, until_end = self._parts(name, len(rows))
         moved = torch.from_numpy(np.ascontiguousarray(rows, self.dtype)).to(self.rows.device)
         self.rows[head : head + until_end] = moved[:until_end]
         if until_end < len(rows):
             self.rows[: len(rows) - until_end] = moved[until_end:]
+        self._count = self._begun
 
     def take(self, slot: NDArray[np.int64]) -> Tensor:
         """See :meth:`Rows.take`."""

@@ -35,7 +35,7 @@ class Segment(NamedTuple):
         """How many rows had ever been put here; as long as that is the same, so is what is here.
 
         Args:
-            count: Of rows ever put into the ring; ``None``: up to now.
+            count: Of rows ever put into the ring; ``None``: those that are there whole.
         """
         laps, head = divmod(self.rows.count if count is None else count, self.rows.shape[0])
         size = self.stop - self.start
@@ -119,7 +119,7 @@ class SegmentStore:
         if not segment.is_final(stamp):
             return
         array = np.array(segment.read())
-        if segment.stamp() != stamp:
+        if segment.stamp(segment.rows.begun) != stamp:
             return
         path = self._make_room(segment)
         try:

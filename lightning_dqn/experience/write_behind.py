@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 
 from lightning_dqn.experience.rows import Rows
@@ -17,10 +18,11 @@ _RESERVE = 2**30  # bytes of a disk that are left to those who cannot wait
 
 
 class WriteBehind:
-    """Writes the segments of rings as they become final, into one of two stores; a thread does it.
+    """Writes the segments of rings as they become final, into two stores in turn; a thread does it.
 
     Two, so that a snapshot and the one before never share a file: what damages one leaves the other whole. A snapshot
-    shares files with the one before the last, whose place it takes.
+    shares files with the one before the last, whose place it takes. Until the first turn both are filled: there are no
+    two snapshots yet that take room on the disk.
 
     Nothing is asked of whoever fills the rings: what was overtaken while it was read is noticed and left out.
 
@@ -44,6 +46,7 @@ class WriteBehind:
             (folder / "link").hardlink_to(folder / "probe")
             self._stores = [SegmentStore(folder / "0"), SegmentStore(folder / "1")]
             self._remove = stack.pop_all().close
+        self._filled = 2  # stores that the thread fills
 
     @property
     def store(self) -> SegmentStore:
@@ -53,11 +56,14 @@ class WriteBehind:
     def switch(self) -> None:
         """Goes over to the other store; not while the thread is at work."""
         self._stores.reverse()
+        self._filled = 1
 
     def start(self) -> None:
         """Begins to write; if the disk fails, no more is written until the next start."""
         self._ended.clear()
-        self._thread = threading.Thread(target=self._run, args=(self.store,), name="replay", daemon=True)
+        self._thread = threading.Thread(
+            target=self._run, args=(self._stores[: self._filled],), name="replay", daemon=True
+        )
         self._thread.start()
 
     def stop(self) -> None:
@@ -72,10 +78,10 @@ class WriteBehind:
         self.stop()
         self._remove()
 
-    def _run(self, store: SegmentStore) -> None:
+    def _run(self, stores: Sequence[SegmentStore]) -> None:
         with contextlib.suppress(OSError):  # the save will say what is wrong with the disk, if it still is
             while True:
-                for segment in segments(self._rings):
+                for store, segment in product(stores, segments(self._rings)):
                     if self._ended.is_set():
                         return
                     if segment.is_final(segment.stamp()) and not store.holds(segment):
