@@ -37,7 +37,8 @@ def never_stop_training(logger: Logger) -> None:
     elif isinstance(experiment, property) and experiment.fget is not None:
         namespace["experiment"] = property(_forgiving(experiment.fget, _DummyExperiment()))
     namespace["__reduce__"] = lambda self: (_again, (kind, self.__dict__))
-    logger.__class__ = type(kind.__name__, (kind,), namespace | {"__module__": kind.__module__})
+    # a name of its own: a configuration that names the logger by its own must find one alone
+    logger.__class__ = type(f"_Forgiving{kind.__name__}", (kind,), namespace | {"__module__": __name__})
 
 
 class CurveWriter(ExperimentWriter):
@@ -166,7 +167,7 @@ def _forgiving(method: Callable[..., Any], instead: Any = None) -> Callable[...,
             if not getattr(self, "_has_failed", False):
                 self._has_failed = True  # type: ignore[attr-defined]
                 rank_zero_warn(
-                    f"{type(self).__name__} failed, and training goes on: {type(error).__name__}: {error}. What it "
+                    f"{type(self).__name__.removeprefix('_Forgiving')} failed, and training goes on: {type(error).__name__}: {error}. What it "
                     "could not write is missing there; there will be no second warning."
                 )
             return instead

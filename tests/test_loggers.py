@@ -129,7 +129,7 @@ def test_a_kind_of_logger_stays_what_it_was(tmp_path):
         kind = type(logger)
         never_stop_training(logger)
         assert isinstance(logger, kind)
-        assert type(logger).__name__ == kind.__name__
+        assert [one.__name__ for one in kind.__subclasses__()].count(kind.__name__) == 0
         for again in (pickle.loads(pickle.dumps(logger)), copy.deepcopy(logger)):
             assert isinstance(again, kind)
             assert again.name == logger.name

@@ -1,7 +1,8 @@
-"""A callback that sends the process a signal, for runs from the command line."""
+"""Who sends the process a signal: a callback and an environment, for runs from the command line."""
 
 import signal
 
+import gymnasium as gym
 from lightning.pytorch import Callback
 
 
@@ -14,3 +15,19 @@ class Raise(Callback):
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
         if trainer.global_step == self.iteration and pl_module._iteration.update == 0:
             signal.raise_signal(signal.Signals[self.name])
+
+
+class RaiseInStep(gym.Wrapper):
+    """Raises a signal in the middle of a step, counted over all environments and episodes."""
+
+    taken = 0
+
+    def __init__(self, env, step: int, name: str) -> None:
+        super().__init__(env)
+        self.number, self.name = step, name
+
+    def step(self, action):
+        RaiseInStep.taken += 1
+        if RaiseInStep.taken == self.number:
+            signal.raise_signal(signal.Signals[self.name])
+        return self.env.step(action)

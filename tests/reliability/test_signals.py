@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from lightning_dqn.cli import DQNCLI
+from tests.reliability.interrupting import RaiseInStep
 from tests.reliability.test_resume import arguments, fit, rows
 
 ITERATIONS = 6  # of an epoch of 96 steps, 16 at a time
@@ -66,3 +67,32 @@ def test_a_signal_to_save_changes_nothing_else(tmp_path):
     assert path.stat().st_mtime >= saved - 1
     resumed = fit([*arguments("noisy", 3, tmp_path / "resumed", 2), f"--ckpt_path={path}"])
     assert resumed == whole
+
+
+@pytest.mark.xfail(reason="signals wait for the end of the random steps", strict=True)
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
+def test_a_signal_before_the_first_update_ends_the_run_within_a_step(tmp_path, monkeypatch, caplog, name, code):
+    monkeypatch.setattr(RaiseInStep, "taken", 0)
+    kind = "tests.reliability.interrupting.RaiseInStep"
+    more = [
+        f"--data.wrappers=[{{class_path: {kind}, init_args: {{step: 50, name: {name}}}}}]",
+        "--data.learning_starts=300",
+    ]
+    with pytest.raises(SystemExit) as ended:
+        DQNCLI(arguments("double_dqn", 3, tmp_path, 4, more))
+    assert ended.value.code == code
+    assert RaiseInStep.taken <= 51
+    assert not list(tmp_path.rglob("*.ckpt"))
+    assert "nothing was saved" in caplog.text
+
+
+@pytest.mark.xfail(reason="signals wait for the end of the random steps", strict=True)
+def test_a_signal_to_save_waits_for_the_first_update(tmp_path, monkeypatch):
+    monkeypatch.setattr(RaiseInStep, "taken", 0)
+    kind = "tests.reliability.interrupting.RaiseInStep"
+    whole = fit(arguments("double_dqn", 3, tmp_path / "whole", 2))
+    wrapped = f"--data.wrappers=[{{class_path: {kind}, init_args: {{step: 20, name: SIGUSR1}}}}]"
+    more = [wrapped, "--checkpoint_latest.every_n_epochs=100"]
+    assert fit(arguments("double_dqn", 3, tmp_path / "saving", 2, more)) == whole
+    path = tmp_path / "saving" / "latest" / "latest.ckpt"
+    assert fit([*arguments("double_dqn", 3, tmp_path / "resumed", 2), f"--ckpt_path={path}"]) == whole
