@@ -166,9 +166,10 @@ def _forgiving(method: Callable[..., Any], instead: Any = None) -> Callable[...,
         except Exception as error:
             if not getattr(self, "_has_failed", False):
                 self._has_failed = True  # type: ignore[attr-defined]
+                who = type(self).__name__.removeprefix("_Forgiving")
                 rank_zero_warn(
-                    f"{type(self).__name__.removeprefix('_Forgiving')} failed, and training goes on: {type(error).__name__}: {error}. What it "
-                    "could not write is missing there; there will be no second warning."
+                    f"{who} failed, and training goes on: {type(error).__name__}: {error}. What it could not write is "
+                    "missing there; there will be no second warning."
                 )
             return instead
 
