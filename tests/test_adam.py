@@ -65,8 +65,7 @@ def test_the_first_step_by_hand():
 
 
 def test_a_step_that_is_not_applied_changes_nothing():
-    network, optimizer = make(VARIANTS[0])
-    adam = AdamInGraph(optimizer)
+    adam = AdamInGraph(make(VARIANTS[0])[1])
     step(adam, gradients(adam.parameters, 0))
     before = [tensor.clone() for tensor in (*adam.parameters, *adam.state)]
     step(adam, [torch.full_like(parameter, torch.nan) for parameter in adam.parameters], NO)
@@ -77,7 +76,7 @@ def test_it_goes_on_from_a_state_that_was_restored():
     network, optimizer = make(VARIANTS[0])
     whole = AdamInGraph(optimizer)
     step(whole, gradients(whole.parameters, 0))
-    other, again = copy.deepcopy(network), None
+    other = copy.deepcopy(network)
     again = VARIANTS[0](other.parameters())
     again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     resumed = AdamInGraph(again)

@@ -493,7 +493,6 @@ def test_a_run_from_the_command_line_anneals_beta_and_goes_on_with_its_prioritie
     assert len(np.unique(priorities)) > 20
     main([*per, "--trainer.max_epochs=2", f"--ckpt_path={folder}/latest.ckpt"])
     rows = logged("runs/cartpole/version_1")
-    assert rows
+    assert rows[0][0] < 192 < rows[-1][0]  # its file begins with the rows up to the checkpoint
     for env_steps, beta in rows:
-        assert env_steps > 192
         assert beta == pytest.approx(min(0.4 + 0.6 * env_steps / 300, 1.0), rel=1e-12)
