@@ -6,6 +6,7 @@ Most tests run what was traced without compiling it, which takes seconds each; t
 import shutil
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback
@@ -19,6 +20,9 @@ from lightning_dqn import (
     DQNLightningModule,
     DuelingStream,
     ExpectedHead,
+    ExperienceCollector,
+    ExperienceDataModule,
+    Greedy,
     ImpalaTorso,
     ImplicitQuantileHead,
     MinAtarTorso,
@@ -30,6 +34,7 @@ from lightning_dqn import (
     ReplayBatch,
     Transition,
 )
+from lightning_dqn.learner.compiled import CompiledForward
 from lightning_dqn.learner.spectral import SpectralConv2d
 
 K, BATCHES, ACTIONS = 3, 5, 2
@@ -314,3 +319,72 @@ def test_what_inductor_makes_learns_the_same(make_trainer, caplog, head, rule):
     with caplog.at_level("INFO", "lightning.pytorch.utilities.rank_zero"):
         assert_same(make_trainer, data=data, head=head, target_rule=rule, trainer={"gradient_clip_val": 0.1})
     assert any("Compiled the update in" in message for message in caplog.messages)
+
+
+def played(make_trainer, compile_updates, **model):
+    torch.manual_seed(0)
+    data = ExperienceDataModule(
+        "CartPole-v1",
+        num_envs=2,
+        batch_size=8,
+        train_frequency=8,
+        gradient_steps=2,
+        learning_starts=20,
+        steps_per_epoch=80,
+        seed=0,
+    )
+    learner = DQNLightningModule(
+        data.observation_shape,
+        data.num_actions,
+        torso=SMALL,
+        optimizer=ADAM,
+        compile_updates=compile_updates,
+        **model,
+    )
+    make_trainer(callbacks=[ExperienceCollector(Greedy())], limit_val_batches=0).fit(learner, data)
+    return learner, data
+
+
+@pytest.mark.parametrize("head", [ExpectedHead, noisy(ImplicitQuantileHead)])
+def test_acting_is_compiled_as_well_and_acts_the_same(make_trainer, traced, head):
+    _, plain = played(make_trainer, False, head=head)
+    _, data = played(make_trainer, True, head=head)
+    assert len(traced) == 2
+    assert len(data.buffer) == len(plain.buffer) == 100
+    for name, array in plain.buffer.state_arrays().items():
+        found = data.buffer.state_arrays()[name]
+        assert all(map(np.array_equal, found, array)) if isinstance(array, list) else np.array_equal(found, array)
+
+
+def test_other_observations_and_gradients_take_the_usual_way(traced):
+    torch.manual_seed(0)
+    network = DQNLightningModule((4,), ACTIONS, torso=SMALL, optimizer=ADAM).online
+    forward = CompiledForward(network)
+    few, many = torch.randn(2, 4), torch.randn(5, 4)
+    with torch.no_grad():
+        for observation in (few, many, few):
+            assert torch.equal(forward(observation), network(observation).q_values)
+        next(network.parameters()).mul_(2)
+        assert torch.equal(forward(few), network(few).q_values)
+    assert len(traced) == 1
+
+
+def test_acting_that_cannot_be_compiled_goes_on_as_it_is_and_says_why(traced):
+    torch.manual_seed(0)
+    head = partial(ExpectedHead, layer=Unreadable)
+    network = DQNLightningModule((4,), ACTIONS, torso=SMALL, head=head, optimizer=ADAM).online
+    forward = CompiledForward(network)
+    few = torch.randn(2, 4)
+    with torch.no_grad(), pytest.warns(UserWarning, match=r"^model\.compile_updates: acting goes on") as said:
+        found = [forward(few), forward(few)]
+    assert len(said) == 1
+    assert all(torch.equal(q_values, network(few).q_values) for q_values in found)
+
+
+def test_nothing_is_compiled_after_the_fit_or_where_gradients_are_wanted(make_trainer, traced):
+    learner, _ = played(make_trainer, True)
+    count = len(traced)
+    with torch.no_grad():
+        learner.train()(torch.randn(7, 4))
+    assert learner(torch.randn(2, 4)).requires_grad
+    assert len(traced) == count

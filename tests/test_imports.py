@@ -53,7 +53,8 @@ MAY_IMPORT = {
     "spectral": set(),
     "metrics": {"functional"},
     "adam": {"functional"},
-    "compiled": {"adam", "transition"},
+    "graphs": set(),
+    "compiled": {"adam", "graphs", "transition"},
     "module": {
         "compiled",
         "functional",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from itertools import islice
 from operator import itemgetter
@@ -18,6 +18,7 @@ from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from lightning_dqn.learner.adam import AdamInGraph
+from lightning_dqn.learner.graphs import compile_graph
 from lightning_dqn.transition import ReplayBatch, Transition
 
 
@@ -106,8 +107,7 @@ class CompiledUpdate:
             try:
                 self._compiled[kind] = self._compile(batch.transition.map(itemgetter(0)), batch.weight[0])
             except Exception as error:  # no compiler, a layer that cannot be traced: whatever it is, updates go on
-                reason = (str(error).strip() or type(error).__name__).split("\n")[0]
-                rank_zero_warn(f"model.compile_updates: updates go on without being compiled: {reason}")
+                _say_why(error, "updates go")
                 return None
             rank_zero_info(f"Compiled the update in {time.monotonic() - start:.1f} s (model.compile_updates).")
         self._update = self._compiled[kind]
@@ -125,10 +125,6 @@ class CompiledUpdate:
 
     @torch.no_grad()
     def _compile(self, transition: Transition[Tensor], weight: Tensor) -> Callable[..., list[Tensor]]:
-        # the compiler takes a second to import, which nobody should wait for who does not use it
-        from torch import _inductor
-        from torch.fx.experimental.proxy_tensor import make_fx
-
         inputs: list[Any] = [*self._tensors, *(field for field in transition if field is not None), weight]
 
         def update(*tensors: Tensor) -> list[Tensor]:
@@ -140,13 +136,7 @@ class CompiledUpdate:
             minibatch = iter(fields)
             return self._learn(learned, fixed, state, transition.map(lambda _: next(minibatch)), weight)
 
-        options: dict[str, Any] = {"fallback_random": True}  # the same numbers as without compiling
-        if inputs[0].device.type == "cpu":
-            options |= {"cpp_wrapper": True, "compile_threads": 1}
-        with torch.random.fork_rng(), _compiling():
-            graph = make_fx(update, tracing_mode="fake")(*inputs)
-            compiled: Callable[..., list[Tensor]] = _inductor.compile(graph, inputs, options)
-            return compiled
+        return compile_graph(update, inputs)
 
     def _learn(
         self,
@@ -174,12 +164,51 @@ class CompiledUpdate:
         return [gradient * scale for gradient in gradients]
 
 
-@contextlib.contextmanager
-def _compiling() -> Iterator[None]:
-    """Makes :func:`torch.compiler.is_compiling` true, for layers that have no place for their hooks in a graph."""
-    before = torch.compiler._is_compiling_flag
-    torch.compiler._is_compiling_flag = True
-    try:
-        yield
-    finally:
-        torch.compiler._is_compiling_flag = before
+class _QValues(nn.Module):
+    def __init__(self, online: nn.Module) -> None:
+        super().__init__()
+        self.online = online
+
+    def forward(self, observation: Tensor) -> Tensor:
+        q_values: Tensor = self.online(observation).q_values
+        return q_values
+
+
+class CompiledForward:
+    """Q-values by one call of compiled code, for observations like the first; others take the usual way.
+
+    Args:
+        online: The network, in training mode as it acts while it learns.
+    """
+
+    def __init__(self, online: nn.Module) -> None:
+        self._network = _QValues(online)
+        tensors = {**dict(self._network.named_parameters()), **dict(self._network.named_buffers())}
+        self._names, self._tensors = list(tensors), [tensor.detach() for tensor in tensors.values()]
+        self._kind: tuple[torch.Size, torch.dtype] | None = None
+        self._forward: Callable[..., list[Tensor]] | None = None
+
+    def __call__(self, observation: Tensor) -> Tensor:
+        """Q-values ``[B, A]``, without gradients, of observations ``[B, *observation_shape]``."""
+        if self._kind is None:
+            self._kind = observation.shape, observation.dtype
+            try:
+                self._forward = self._compile(observation)
+            except Exception as error:  # see CompiledUpdate.prepare
+                _say_why(error, "acting goes")
+        if self._forward is None or (observation.shape, observation.dtype) != self._kind:
+            q_values: Tensor = self._network(observation)
+            return q_values
+        return self._forward(*self._tensors, observation)[0]
+
+    def _compile(self, observation: Tensor) -> Callable[..., list[Tensor]]:
+        def forward(*tensors: Tensor) -> list[Tensor]:
+            named = dict(zip(self._names, tensors, strict=False))
+            return [functional_call(self._network, named, (tensors[-1],))]
+
+        return compile_graph(forward, [*self._tensors, observation])
+
+
+def _say_why(error: Exception, what: str) -> None:
+    reason = (str(error).strip() or type(error).__name__).split("\n")[0]
+    rank_zero_warn(f"model.compile_updates: {what} on without being compiled: {reason}")
