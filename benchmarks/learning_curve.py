@@ -17,17 +17,15 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
 from numpy.typing import NDArray
 
-mpl.use("Agg")
-from matplotlib import pyplot as plt
+from lightning_dqn.curves import Curve, draw_curves
 
-Curve = NDArray[np.float64]
+Points = NDArray[np.float64]
 
 
-def train(config: str, seed: int, folder: Path, more: list[str], name: str | None = None) -> tuple[Curve, Curve, float]:
+def train(config: str, seed: int, folder: Path, more: list[str], name: str | None = None) -> tuple[Points, Points, float]:
     """Runs one seed, unless it is in the folder already, under ``name`` and its seed.
 
     Returns:
@@ -50,19 +48,11 @@ def train(config: str, seed: int, folder: Path, more: list[str], name: str | Non
     return steps, returns, float((run / "seconds").read_text())
 
 
-def draw(steps: Curve, curves: Curve, threshold: float, title: str, out: Path) -> None:
+def draw(steps: Points, runs: Points, threshold: float, title: str, out: Path) -> None:
     """Draws every seed thin and their median thick."""
-    figure, axes = plt.subplots(figsize=(7, 4), dpi=150, layout="constrained")
-    for k, curve in enumerate(curves):
-        axes.plot(steps, curve, color="tab:blue", alpha=0.25, linewidth=1, label="one seed" if k == 0 else None)
-    axes.plot(steps, np.median(curves, axis=0), color="tab:blue", linewidth=2.5, label=f"median of {len(curves)} seeds")
-    axes.axhline(threshold, color="gray", linestyle="--", linewidth=1, label=f"solved ({threshold:g})")
-    axes.set(title=title, xlabel="environment steps", ylabel="mean return of greedy episodes")
-    axes.xaxis.set_major_formatter(mpl.ticker.StrMethodFormatter("{x:,.0f}"))
-    axes.grid(alpha=0.3)
-    axes.legend(loc="lower right", frameon=False)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out)
+    curves = [Curve(steps, run, "one seed" if k == 0 else None, thin=True) for k, run in enumerate(runs)]
+    curves.append(Curve(steps, np.median(runs, axis=0), f"median of {len(runs)} seeds"))
+    draw_curves(curves, title, out, {f"solved ({threshold:g})": threshold})
 
 
 def main() -> None:

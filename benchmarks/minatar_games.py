@@ -13,38 +13,27 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
 from classic_control import interquartile_mean, interval
-from learning_curve import Curve, train
+from learning_curve import Points, train
 
-mpl.use("Agg")
-from matplotlib import pyplot as plt
+from lightning_dqn.curves import Curve, draw_curves
 
 # at 5M frames, read off the figures of "MinAtar: An Atari-Inspired Testbed" (Young & Tian 2019), DQN, 30 seeds
 YOUNG_AND_TIAN_DQN = {"Asterix": 17, "Breakout": 10, "Freeway": 50, "Seaquest": 20.5, "SpaceInvaders": 44}
 ALGORITHMS = {"dqn": ["--config", "dqn"], "rainbow": ["--config", "rainbow_minatar"]}
 
 
-def draw(curves: dict[str, list[tuple[Curve, Curve]]], game: str, out: Path) -> None:
+def draw(results: dict[str, list[tuple[Points, Points]]], game: str, out: Path) -> None:
     """Draws every seed thin and the mean of each algorithm thick."""
-    figure, axes = plt.subplots(figsize=(7, 4), dpi=150, layout="constrained")
-    for color, (algorithm, runs) in zip(("tab:blue", "tab:orange"), curves.items(), strict=False):
-        for steps, returns in runs:
-            axes.plot(steps, returns, color=color, alpha=0.3, linewidth=1)
-        label = f"{algorithm}, mean of {len(runs)} seeds"
-        axes.plot(
-            runs[0][0], np.mean([returns for _, returns in runs], axis=0), color=color, linewidth=2.5, label=label
-        )
+    curves = []
+    for color, (algorithm, runs) in zip(("tab:blue", "tab:orange"), results.items(), strict=False):
+        curves += [Curve(steps, returns, None, color, thin=True) for steps, returns in runs]
+        mean = np.mean([returns for _, returns in runs], axis=0)
+        curves.append(Curve(runs[0][0], mean, f"{algorithm}, mean of {len(runs)} seeds", color))
     published = YOUNG_AND_TIAN_DQN[game]
-    label = f"DQN of Young & Tian at 5,000,000 ({published:g})"
-    axes.axhline(published, color="gray", linestyle="--", linewidth=1, label=label)
-    axes.set(title=f"MinAtar {game}", xlabel="environment steps", ylabel="mean return of greedy episodes")
-    axes.xaxis.set_major_formatter(mpl.ticker.StrMethodFormatter("{x:,.0f}"))
-    axes.grid(alpha=0.3)
-    axes.legend(loc="upper left", frameon=False)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out)
+    levels = {f"DQN of Young & Tian at 5,000,000 ({published:g})": float(published)}
+    draw_curves(curves, f"MinAtar {game}", out, levels)
 
 
 def main() -> None:
@@ -70,7 +59,7 @@ def main() -> None:
     print("| game | algorithm | env steps | IQM | 95 % interval | seeds | env steps/s | Young & Tian, 5M |")
     print("|---|---|---|---|---|---|---|---|")
     for game in options.games:
-        curves: dict[str, list[tuple[Curve, Curve]]] = {}
+        curves: dict[str, list[tuple[Points, Points]]] = {}
         for algorithm in options.algorithms:
             runs = [
                 results[game, algorithm, seed] for seed in range(options.seeds) if (game, algorithm, seed) in results

@@ -76,3 +76,33 @@ def test_it_runs_on_a_cpu():
         assert min(float(measured), float(floor), float(share.strip().rstrip("%"))) > 0
         assert memory.strip() == "-"
         assert float(least) > 0
+
+
+def test_the_floor_of_an_update_is_its_matrix_products_and_nothing_else(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import update
+
+    network = update.Network(partial(MLPTorso, hidden_sizes=(8,)), (3,), torch.float32, 5)
+    with update.Products() as products:
+        update.eager(*update.make(network, "dqn"))()
+    # two of two networks forward, the gradients of both matrices, and that of the second layer's input
+    assert len(products.calls) == 4 + 3
+    before = [argument.clone() for call in products.calls for argument in call.args if torch.is_tensor(argument)]
+    for call in products.calls:
+        call()
+    after = [argument for call in products.calls for argument in call.args if torch.is_tensor(argument)]
+    assert all(torch.equal(one, two) for one, two in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("subject", ["ours", "loop"])
+def test_a_whole_run_is_timed_between_two_counts_of_steps(monkeypatch, subject):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import throughput
+
+    for name, value in {"WARM_UP": 160, "SETTLE": 80}.items():
+        monkeypatch.setattr(throughput, name, value)
+    workload = throughput.Workload("CartPole-v1", (8,), 2, 8, 3, 1_000, 5, 1e-3, 80)
+    found = throughput.SUBJECTS[subject](workload)
+    assert found["seconds"] > 0
+    assert found["env_steps"] == pytest.approx(80, abs=8)
+    assert found["updates"] == pytest.approx(30, abs=3)
