@@ -83,8 +83,9 @@ def test_the_floor_of_an_update_is_its_matrix_products_and_nothing_else(monkeypa
     import update
 
     network = update.Network(partial(MLPTorso, hidden_sizes=(8,)), (3,), torch.float32, 5)
+    learn = update.eager(*update.make(network, "dqn"))
     with update.Products() as products:
-        update.eager(*update.make(network, "dqn"))()
+        learn()
     # two of two networks forward, the gradients of both matrices, and that of the second layer's input
     assert len(products.calls) == 4 + 3
     before = [argument.clone() for call in products.calls for argument in call.args if torch.is_tensor(argument)]
