@@ -249,3 +249,29 @@ def test_outside_the_main_thread_no_handler_is_installed(make_trainer, make_mode
     assert interrupt.learned == 100
     assert set(interrupt.handlers) == {before}
     assert signal.getsignal(signal.SIGINT) is before
+
+
+class Terminated(Chain):
+    """Asks for an end to the process at its tenth step."""
+
+    steps = 0
+
+    def step(self, action):
+        Terminated.steps += 1
+        if Terminated.steps == 10:
+            signal.raise_signal(signal.SIGTERM)
+        return super().step(action)
+
+
+def test_sigterm_while_the_first_experience_is_collected_ends_the_run_at_once(make_trainer, make_model, tmp_path):
+    Terminated.steps = 0
+    data = ExperienceDataModule(
+        Terminated, num_envs=2, learning_starts=64, train_frequency=4, steps_per_epoch=400, eval_episodes=2, seed=0
+    )
+    latest = ModelCheckpoint(tmp_path, "latest", save_on_train_epoch_end=False)
+    trainer = make_trainer(callbacks=[GracefulInterrupt(), latest], enable_checkpointing=True)
+    with pytest.raises(SystemExit) as ended:
+        trainer.fit(make_model(data), data)
+    assert ended.value.code == 143
+    assert Terminated.steps == 10  # of two environments, the second step of both
+    assert list(tmp_path.glob("*.ckpt")) == []
