@@ -15,20 +15,20 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from learning_curve import Curve, train
+from learning_curve import Points, train
 
 # mean return of one trained agent, https://github.com/DLR-RM/rl-baselines3-zoo/blob/master/benchmark.md
 ZOO_DQN = {"cartpole": 500.0, "acrobot": -76.6, "mountaincar": -100.8, "lunarlander": 154.4}
 
 
-def interquartile_mean(scores: Curve) -> Curve:
+def interquartile_mean(scores: Points) -> Points:
     """Mean over the last axis without the lowest and the highest quarter, each rounded down."""
     cut = scores.shape[-1] // 4
-    middle: Curve = np.sort(scores, axis=-1)[..., cut : scores.shape[-1] - cut].mean(axis=-1)
+    middle: Points = np.sort(scores, axis=-1)[..., cut : scores.shape[-1] - cut].mean(axis=-1)
     return middle
 
 
-def interval(scores: Curve, resamples: int = 10_000) -> tuple[float, float]:
+def interval(scores: Points, resamples: int = 10_000) -> tuple[float, float]:
     """The middle 95 % of the interquartile means of ``resamples`` draws of the seeds with replacement."""
     draws = np.random.default_rng(0).choice(scores, (resamples, len(scores)))
     low, high = np.percentile(interquartile_mean(draws), [2.5, 97.5])

@@ -23,9 +23,10 @@ from numpy.typing import NDArray
 from lightning_dqn.curves import Curve, draw_curves
 
 Points = NDArray[np.float64]
+Run = tuple[Points, Points, float]
 
 
-def train(config: str, seed: int, folder: Path, more: list[str], name: str | None = None) -> tuple[Points, Points, float]:
+def train(config: str, seed: int, folder: Path, more: list[str], name: str | None = None) -> Run:
     """Runs one seed, unless it is in the folder already, under ``name`` and its seed.
 
     Returns:

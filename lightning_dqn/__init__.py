@@ -1,6 +1,7 @@
 """Value-based deep reinforcement learning as a Lightning citizen."""
 
 from lightning_dqn.collector import ExperienceCollector as ExperienceCollector
+from lightning_dqn.curves import LearningCurve as LearningCurve
 from lightning_dqn.experience.atari import AtariEnvs as AtariEnvs
 from lightning_dqn.experience.atari import make_atari as make_atari
 from lightning_dqn.experience.atari_scores import ReferenceScores as ReferenceScores
@@ -56,5 +57,6 @@ from lightning_dqn.schedules import Until as Until
 from lightning_dqn.signals import GracefulInterrupt as GracefulInterrupt
 from lightning_dqn.transition import ReplayBatch as ReplayBatch
 from lightning_dqn.transition import Transition as Transition
+from lightning_dqn.video import EpisodeVideo as EpisodeVideo
 
 __version__ = "0.1.0"

@@ -17,19 +17,22 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lightning_dqn.checkpoint_io import newest_readable
 from lightning_dqn.collector import ExperienceCollector
+from lightning_dqn.curves import LearningCurve
 from lightning_dqn.experience.datamodule import ExperienceDataModule
 from lightning_dqn.hparams import nulls
 from lightning_dqn.learner.module import DQNLightningModule
 from lightning_dqn.loggers import OneCurve, never_stop_training
+from lightning_dqn.video import EpisodeVideo
 from lightning_dqn.watch import ProgressBar, WandbLogger
 
 _INTERRUPTED = 130
 _LAST, _LAST_IF_ANY = "last", "last_if_any"
-_NAMED_FIELD = re.compile(r"(data|model|trainer|collect|schedule|ckpt_path|config|environment)\b")
+_NAMED_FIELD = re.compile(r"(data|model|trainer|collect|schedule|video|ckpt_path|config|environment)\b")
 _INSIDE_OF_A_PARSER = re.compile(
     r"(Does not validate against|Subtypes:|Errors:|Given value type:|Problem with given class_path|Expected a path but|"
     r"Given value: (NestedArg|Namespace)\(|Expected a <class 'NoneType'>)"
 )
+_PICTURES = {"video": EpisodeVideo, "curve": LearningCurve}
 _CHECKPOINTS: dict[str, dict[str, Any]] = {
     "checkpoint_best": {"filename": "best", "monitor": "val/return", "mode": "max", "save_weights_only": True},
     "checkpoint_latest": {"filename": "latest", "every_n_epochs": 1},
@@ -62,7 +65,9 @@ class DQNCLI(LightningCLI):
     """LightningCLI for :class:`~lightning_dqn.learner.module.DQNLightningModule` on an environment.
 
     Sections of a configuration: ``trainer``, ``model``, ``data``, ``collect`` (the
-    :class:`~lightning_dqn.collector.ExperienceCollector`), ``checkpoint_best`` and ``checkpoint_latest``.
+    :class:`~lightning_dqn.collector.ExperienceCollector`), ``checkpoint_best`` and ``checkpoint_latest``; ``video`` and
+    ``curve`` (:class:`~lightning_dqn.video.EpisodeVideo` and :class:`~lightning_dqn.curves.LearningCurve`), each of
+    which ``null`` switches off.
 
     Args:
         args: Arguments instead of those of the command line.
@@ -89,6 +94,10 @@ class DQNCLI(LightningCLI):
             # at validation end: the one moment at which every kind of resume is exact
             common = {"save_on_train_epoch_end": False, "enable_version_counter": False}
             parser.set_defaults({f"{key}.{name}": value for name, value in (values | common).items()})
+        for key, kind in _PICTURES.items():
+            default = {"class_path": f"{kind.__module__}.{kind.__qualname__}"}
+            parser.add_argument(f"--{key}", type=kind | None, default=default, help=(kind.__doc__ or "").split("\n")[0])
+            parser.callback_keys.append(key)
         parser.set_defaults({"data.buffer": {"class_path": "lightning_dqn.ReplayBuffer"}})
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
@@ -122,6 +131,7 @@ class DQNCLI(LightningCLI):
                 "trainer.callbacks: a second ExperienceCollector would step the same environments; configure the one "
                 "there is under `collect`"
             )
+        callbacks = [callback for callback in callbacks if callback is not None]
         if config.get("enable_checkpointing") is False or config.get("fast_dev_run"):
             callbacks = [callback for callback in callbacks if not isinstance(callback, ModelCheckpoint)]
         bars = [c for c in config.get("callbacks") or [] if isinstance(c, BaseProgressBar)]
@@ -162,6 +172,11 @@ class DQNCLI(LightningCLI):
             print(f"{metric} {score:.1f} (mean of {episodes} greedy episodes) after {steps:,} env steps")
         if trainer.log_dir is not None:
             print(f"files in {trainer.log_dir}")
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, LearningCurve) and callback.path is not None:
+                print(f"learning curve in {os.path.relpath(callback.path)}")
+            if isinstance(callback, EpisodeVideo) and callback.path is not None:
+                print(f"an episode in {os.path.relpath(callback.path)} ({callback.caption})")
         latest = next((c for c in trainer.checkpoint_callbacks if getattr(c, "filename", None) == "latest"), None)
         path = getattr(latest, "best_model_path", "")
         if path:

@@ -293,6 +293,7 @@ def test_pictures_of_one_game_can_be_made():
     with closing(make_env("ALE/Pong-v5", {"render_mode": "rgb_array"})) as env:
         env.reset(seed=0)
         assert env.render().shape == (210, 160, 3)
+        assert env.metadata["render_fps"] == 15  # a television has 60, of which three in four are skipped
 
 
 def test_wrappers_go_around_one_game():

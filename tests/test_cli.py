@@ -9,6 +9,7 @@ import gymnasium as gym
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from lightning_dqn import ReplayBuffer
 from lightning_dqn.cli import DQNCLI, find_config, main, resolve_config_names, shipped_configs
@@ -86,6 +87,27 @@ def test_fit_leaves_metrics_configuration_and_checkpoints_and_says_where(capsys)
     validation = {"val/return", "val/return_iqm", "val/episode_length"}
     assert train | collect | validation | {"env_steps"} <= names
     assert all(row["env_steps"] for row in rows())
+
+
+def test_fit_leaves_a_curve_and_a_film_and_says_where(capsys):
+    main(FIT)
+    said = capsys.readouterr().out
+    assert f"learning curve in {RUN}/learning_curve.png\n" in said
+    assert f"an episode in {RUN}/episode.gif (return 20.0 in the first 20 steps, seed" in said
+    assert Image.open(RUN / "learning_curve.png").format == "PNG"
+    assert Image.open(RUN / "episode.gif").n_frames > 2
+
+
+def test_pictures_are_switched_off_and_set_like_everything_else(tmp_path, capsys):
+    (tmp_path / "mine.yaml").write_text("video: null\ncurve: null\n")
+    main([*FIT, "--config=mine.yaml"])
+    main([*FIT, "--video.max_steps=7"])
+    assert not {path.name for path in RUN.iterdir()} & {"learning_curve.png", "episode.gif"}
+    assert capsys.readouterr().out.count("an episode in") == 1
+    assert yaml.safe_load((RUN / "config.yaml").read_text())["video"] is None
+    config = yaml.safe_load((RUN.parent / "version_1/config.yaml").read_text())
+    assert config["video"]["init_args"]["max_steps"] == 7
+    assert (RUN.parent / "version_1/episode.gif").is_file()
 
 
 def test_best_holds_weights_only_and_latest_everything():
@@ -196,6 +218,7 @@ BAD = {
     "data.buffer.capacity": ["--data.buffer.capacity=1000000000000"],
     "ckpt_path": ["--ckpt_path=nowhere.ckpt"],
     "model.target_update_period": ["--model.target_update_period=0"],
+    "video.max_steps": ["--video.max_steps=0"],
     "trainer.callbacks": ["--trainer.callbacks+=lightning_dqn.ExperienceCollector"],
 }
 

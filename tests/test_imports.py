@@ -40,6 +40,8 @@ MAY_IMPORT = {
     "signals": {"checkpoint_io"},
     "threads": set(),
     "watch": set(),
+    "forgiving": set(),
+    "camera": set(),
     "watchers": set(),
     # the learner
     "distributions": {"functional"},
@@ -56,6 +58,7 @@ MAY_IMPORT = {
     "graphs": set(),
     "compiled": {"adam", "graphs", "transition"},
     "module": {
+        "checkpoint_io",
         "compiled",
         "functional",
         "heads",
@@ -91,7 +94,19 @@ MAY_IMPORT = {
     # where they meet
     "resume": {"checkpoint", "checkpoint_io", "datamodule", "hparams", "pieces", "rewind", "snapshots"},
     "collector": {"checkpoint_io", "datamodule", "exploration", "faults", "resume", "rewind", "stepping", "transition"},
-    "cli": {"checkpoint_io", "collector", "datamodule", "hparams", "loggers", "module", "watch"},
+    "curves": {"files", "forgiving", "loggers", "resume"},
+    "video": {"camera", "datamodule", "envs", "evaluation", "files", "forgiving", "resume", "rng"},
+    "cli": {
+        "checkpoint_io",
+        "collector",
+        "curves",
+        "datamodule",
+        "hparams",
+        "loggers",
+        "module",
+        "video",
+        "watch",
+    },
 }
 AT_RUN_TIME = {"module": {"collector", "signals"}}
 
@@ -128,6 +143,8 @@ def test_the_two_sides_never_import_each_other(side):
         "collector",
         "signals",
         "watch",
+        "curves",
+        "video",
         "cli",
     }
     assert inside

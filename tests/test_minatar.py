@@ -128,6 +128,24 @@ def test_games_get_harder_unless_told_not_to():
     assert ramp(difficulty_ramping=False) == 0
 
 
+@pytest.mark.parametrize("game", GAMES)
+def test_a_game_is_drawn_with_a_colour_for_each_kind_of_thing(game):
+    env = make_env(f"MinAtar/{game}-v0", {"render_mode": "rgb_array"})
+    observation, _ = env.reset(seed=0)
+    for action in (1, 3, 1):
+        observation = env.step(action)[0]
+    picture = env.render()
+    assert picture.shape == (320, 320, 3)
+    assert picture.dtype == np.uint8
+    cells = picture[16::32, 16::32]
+    there = observation.any(axis=0)
+    top = np.where(there, len(observation) - 1 - observation[::-1].argmax(axis=0), -1)  # the last plane is on top
+    colors = {kind: {tuple(color) for color in cells[top == kind].tolist()} for kind in set(top.ravel().tolist())}
+    assert all(len(seen) == 1 for seen in colors.values())
+    assert len(set.union(*colors.values())) == len(colors) > 1
+    assert make_env(f"MinAtar/{game}-v0", {}).render() is None
+
+
 def test_it_is_an_environment_as_gymnasium_wants_them():
     env = make_env("MinAtar/Breakout-v1", {})
     check_env(env.unwrapped, skip_render_check=True)

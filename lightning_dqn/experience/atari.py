@@ -101,6 +101,7 @@ def make_atari(
     )
     env = gym.wrappers.AtariPreprocessing(env, noop_max=noop_max, frame_skip=frameskip, screen_size=_SIZE)
     env = gym.wrappers.FrameStackObservation(env, stack_num, padding_type="zero")
+    env.metadata = {**env.metadata, "render_fps": 60 / frameskip}  # those of a television, less those skipped
     # not the emulator's own limit, which would also count the frames in which nothing was done
     return gym.wrappers.TimeLimit(env, -(-max_num_frames_per_episode // frameskip))
 

@@ -22,6 +22,24 @@ _GAMES = {
     "Seaquest": "seaquest",
     "SpaceInvaders": "space_invaders",
 }
+# of the planes, in their order; what is on a later one is drawn over what is on an earlier one, as MinAtar does
+_COLORS = np.array(
+    [
+        (235, 235, 235),
+        (255, 196, 61),
+        (112, 112, 128),
+        (214, 84, 74),
+        (86, 180, 233),
+        (0, 158, 115),
+        (204, 121, 167),
+        (230, 159, 0),
+        (0, 114, 178),
+        (240, 228, 66),
+    ],
+    np.uint8,
+)
+_BACKGROUND = 24
+_CELL = 32  # pixels
 
 
 def minatar_spec(env_id: str) -> EnvSpec:
@@ -63,9 +81,10 @@ class MinAtarGame(gym.Env[NDArray[Any], Any]):
         minimal_actions: Only the actions that do something in this game.
         sticky_action_prob: How likely a step repeats the action before it.
         difficulty_ramping: Whether games get harder as they go on (Asterix, Seaquest, Space Invaders).
+        render_mode: ``rgb_array`` to have it drawn.
     """
 
-    metadata = {"render_modes": []}
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 15}
 
     def __init__(
         self,
@@ -73,9 +92,11 @@ class MinAtarGame(gym.Env[NDArray[Any], Any]):
         minimal_actions: bool = False,
         sticky_action_prob: float = 0.1,
         difficulty_ramping: bool = True,
+        render_mode: str | None = None,
     ) -> None:
         from minatar import Environment  # type: ignore[import-untyped]
 
+        self.render_mode = render_mode
         self.game = Environment(game, sticky_action_prob, difficulty_ramping)
         self.game.env.random = self.game.random  # one generator for stickiness and game, as MinAtar's own seed() has it
         self.actions = self.game.minimal_action_set() if minimal_actions else list(range(self.game.num_actions()))
@@ -99,6 +120,18 @@ class MinAtarGame(gym.Env[NDArray[Any], Any]):
         """Takes a step."""
         reward, over = self.game.act(self.actions[action])
         return self._planes(), float(reward), over, False, {}
+
+    def render(self) -> NDArray[np.uint8] | None:
+        """The screen, each kind of thing in its colour, ``[320, 320, 3]``; ``None`` without a ``render_mode``."""
+        if self.render_mode is None:
+            return None
+        planes = self._planes()
+        picture = np.full((*planes.shape[1:], 3), _BACKGROUND, np.uint8)
+        for plane, color in zip(planes, _COLORS, strict=False):
+            picture[plane] = color
+        picture = picture.repeat(_CELL, axis=0).repeat(_CELL, axis=1)
+        picture[::_CELL], picture[:, ::_CELL] = _BACKGROUND, _BACKGROUND  # so that cells can be counted
+        return picture
 
     def _planes(self) -> NDArray[np.bool_]:
         planes: NDArray[np.bool_] = self.game.state().transpose(2, 0, 1)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from lightning.pytorch import Callback
+from PIL import Image
 
 from lightning_dqn.cli import DQNCLI
 
@@ -74,6 +75,7 @@ def test_pong_on_a_cpu_with_checkpoint_and_resume(tmp_path, monkeypatch):
     path = Path("runs/atari/version_0/checkpoints/latest.ckpt")
     assert path.is_file()
     assert path.stat().st_size < 60 * MIB
+    assert Image.open("runs/atari/version_0/episode.gif").n_frames > 10
     resumed, _ = soak(tmp_path, monkeypatch, 500, 0, [*args, "--trainer.max_epochs=3", f"--ckpt_path={path}"])
     assert resumed.datamodule.env_steps == 1_000 + 3 * 9_504
     assert Watch.seen[0][0] > 1_000 + 2 * 9_504
