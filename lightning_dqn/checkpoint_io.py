@@ -279,7 +279,8 @@ def _full_savers(trainer: Trainer) -> list[ModelCheckpoint]:
 
 
 def _checksums_of(path: Path) -> Path:
-    return path.with_name(f"{path.name}.sha256")
+    # Lightning takes whatever has hpc_ckpt_ in its name for the checkpoint of a SLURM job
+    return path.with_name(f"{path.name.replace('hpc_ckpt_', 'hpc_')}.sha256")
 
 
 def _known(path: Path) -> list[str] | None:

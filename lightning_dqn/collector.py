@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import signal
-import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -15,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from numpy.typing import NDArray
 
 from lightning_dqn.checkpoint_io import saves_fully
@@ -112,10 +110,9 @@ class ExperienceCollector(Callback):
         if len(data.buffer) == 0:
             warmup = data.batch_size if trainer.fast_dev_run else data.learning_starts  # type: ignore[attr-defined]
             self._due = data.env_steps + warmup
-            at_random = partial(self._random, trainer)
-            self._collect(data, self._due, at_random)
+            self._collect(data, self._due, self._random)
             while len(data.buffer) == 0:  # every window may still be open
-                self._collect(data, data.env_steps + 1, at_random)
+                self._collect(data, data.env_steps + 1, self._random)
         if self.save_replay and saves_fully(trainer):
             self._state.write_behind(trainer, data)
         self._last_log = (data.env_steps, time.monotonic())
@@ -289,10 +286,7 @@ class ExperienceCollector(Callback):
             finished = zip(step.episode_return[done].tolist(), step.episode_length[done].tolist(), strict=True)
             self._recent.extend(finished)
 
-    def _random(self, trainer: Trainer, observation: NDArray[Any]) -> NDArray[np.int64]:
-        if trainer.received_sigterm:
-            rank_zero_info("Stopped after SIGTERM. Nothing has been learned yet, so there is nothing to save.")
-            sys.exit(128 + signal.SIGTERM)
+    def _random(self, observation: NDArray[Any]) -> NDArray[np.int64]:
         if self._envs.action_mask is None:
             return self.rng.integers(self._envs.num_actions, size=len(observation))
         return uniform_actions(self._envs.action_mask, self.rng)

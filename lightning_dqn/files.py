@@ -157,7 +157,8 @@ def new_directory(path: Path) -> Iterator[Path]:
 
 def unfinished(path: Path) -> Path:
     """A name beside a path that nothing has, under which it can be prepared; see :func:`clean_leftovers`."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    # Lightning takes whatever has hpc_ckpt_ in its name for the checkpoint of a SLURM job
+    return path.with_name(f".{path.name.replace('hpc_ckpt_', 'hpc_')}.{secrets.token_hex(4)}.tmp")
 
 
 def clean_leftovers(directory: Path) -> list[Path]:

@@ -49,14 +49,18 @@ class GracefulInterrupt(Callback):
         others = [callback for callback in trainer.callbacks if callback is not self]  # type: ignore[attr-defined]
         savers = [callback for callback in others if isinstance(callback, Checkpoint)]
         others = [callback for callback in others if callback not in savers]
-        trainer.callbacks = [*others, self, *savers]  # type: ignore[attr-defined]
+        others = [callback for callback in others if not isinstance(callback, _Before)]
+        trainer.callbacks = [_Before(self), *others, self, *savers]  # type: ignore[attr-defined]
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Starts listening; only a main thread can."""
+    def listen(self, trainer: Trainer) -> None:
+        """Starts listening; only a main thread can. Before the first iteration there is nothing to save.
+
+        Args:
+            trainer: Has put its own handlers in place already.
+        """
         self.interrupted, self._due, self._requeue = False, None, None
-        if trainer.received_sigterm:  # while the first experience was collected
-            trainer._signal_connector.received_sigterm = False
-            self._due = signal.SIGTERM
+        if trainer.received_sigterm:  # while everything was set up
+            self._leave(signal.SIGTERM, None)
         if threading.current_thread() is not threading.main_thread():
             return
         environment = trainer._accelerator_connector.cluster_environment
@@ -65,6 +69,11 @@ class GracefulInterrupt(Callback):
         listened = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1} | ({self._requeue} if self._requeue else set())
         self._previous = {number: signal.getsignal(number) for number in listened}
         for number in listened:
+            signal.signal(number, self._leave if number in (signal.SIGINT, signal.SIGTERM) else self._note)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """From now on a signal that ends the run is worth an iteration's wait."""
+        for number in self._previous:
             signal.signal(number, self._note)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -81,8 +90,9 @@ class GracefulInterrupt(Callback):
         if self._due is None or trainer.is_last_batch:
             return
         number, self._due = self._due, None
-        if number == self._requeue:
-            self._previous[number](number, None)
+        requeue = self._previous.get(number)
+        if number == self._requeue and callable(requeue):  # Lightning leaves a signal alone that is ignored
+            requeue(number, None)
             return
         folder, name = full_checkpoint(trainer)
         path = folder / f"{name}.ckpt"
@@ -120,6 +130,11 @@ class GracefulInterrupt(Callback):
             signal.signal(signal.SIGINT, signal.default_int_handler)
             rank_zero_info("\nStopping after this step; press Ctrl-C again to stop at once.")
 
+    @staticmethod
+    def _leave(signum: int, frame: FrameType | None) -> None:
+        rank_zero_info(f"\nStopped by {signal.Signals(signum).name} before the first update: nothing was saved.")
+        sys.exit(128 + signum)
+
     def _stop(self, trainer: Trainer, number: signal.Signals) -> None:
         self.interrupted = trainer.should_stop = True
         self._ends_process = number == signal.SIGTERM
@@ -133,3 +148,14 @@ class GracefulInterrupt(Callback):
             trainer.check_val_every_n_epoch, self._period = self._period, None
         if self._limit is not None:
             trainer.limit_val_batches, self._limit = self._limit, None
+
+
+class _Before(Callback):
+    """Has signals heard before anybody else begins; whoever acts on them comes last."""
+
+    def __init__(self, listener: GracefulInterrupt) -> None:
+        self.listener = listener
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts to listen."""
+        self.listener.listen(trainer)

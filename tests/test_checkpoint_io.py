@@ -368,7 +368,7 @@ def test_a_trainer_refuses_malicious_checkpoints(make_trainer, make_model, tmp_p
     malicious(kind, path, executed)
     with pytest.raises(ValueError, match="ckpt_path: "):
         make_trainer().fit(make_model(source), source, ckpt_path=path, weights_only=False)
-    with pytest.raises(Exception, match=r"instantiator|Weights only"):
+    with pytest.raises(Exception, match=r"instantiator|Weights only|name a function"):
         DQNLightningModule.load_from_checkpoint(path)
     assert not executed.exists()
 
@@ -426,3 +426,23 @@ def test_full_checkpoints_go_where_the_one_goes_that_looks_at_no_score(tmp_path)
         trainer = SimpleNamespace(checkpoint_callbacks=callbacks, default_root_dir=str(tmp_path))
         assert full_checkpoint(trainer) == expected
         assert checkpoint_folders(trainer) == {Path(callback.dirpath) for callback in callbacks}
+
+
+def test_weights_alone_are_loaded_as_safely(make_trainer, make_model, tmp_path):
+    source = data()
+    make_trainer(max_epochs=2, callbacks=[latest(tmp_path)], enable_checkpointing=True).fit(make_model(source), source)
+    path = tmp_path / "latest.ckpt"
+    loaded = DQNLightningModule.load_from_checkpoint(path, max_skipped_updates=3)
+    assert loaded.max_skipped_updates == 3
+    with path.open("rb") as file:
+        assert DQNLightningModule.load_from_checkpoint(file, weights_only=False).gradient_steps == loaded.gradient_steps
+    flip(path, 2000)
+    with pytest.warns(UserWarning, match="Taking the one before"):
+        assert DQNLightningModule.load_from_checkpoint(path).gradient_steps < loaded.gradient_steps
+    with pytest.raises(ValueError, match=r"ckpt_path: .* is an address"):
+        DQNLightningModule.load_from_checkpoint("http://127.0.0.1:9/x.ckpt")
+    for kind in ("reduce", "instantiator"):
+        malicious(kind, tmp_path / "x.ckpt", tmp_path / "executed")
+        with pytest.raises(CheckpointError):
+            DQNLightningModule.load_from_checkpoint(tmp_path / "x.ckpt", weights_only=False)
+    assert not (tmp_path / "executed").exists()

@@ -96,7 +96,9 @@ MAY_IMPORT = {
     "collector": {"checkpoint_io", "datamodule", "exploration", "faults", "resume", "rewind", "stepping", "transition"},
     "curves": {"files", "forgiving", "loggers", "resume"},
     "video": {"camera", "datamodule", "envs", "evaluation", "files", "forgiving", "resume", "rng"},
+    "charts": {"evaluation", "forgiving", "module", "resume", "video"},
     "cli": {
+        "charts",
         "checkpoint_io",
         "collector",
         "curves",
@@ -143,6 +145,7 @@ def test_the_two_sides_never_import_each_other(side):
         "collector",
         "signals",
         "watch",
+        "charts",
         "curves",
         "video",
         "cli",

@@ -9,7 +9,7 @@ from torch import nn, tensor
 
 from lightning_dqn.learner.categorical import CategoricalHead
 from lightning_dqn.learner.convolutions import NatureTorso
-from lightning_dqn.learner.heads import DuelingStream, ExpectedHead
+from lightning_dqn.learner.heads import DuelingStream, ExpectedHead, LinearStream
 from lightning_dqn.learner.networks import MLPTorso, QNetwork, Torso
 from lightning_dqn.learner.noisy import NoisyLinear
 from lightning_dqn.learner.quantile import ImplicitQuantileHead, QuantileHead
@@ -155,3 +155,11 @@ def test_a_copy_says_the_same_and_shares_nothing(head, layer):
 def test_the_interface_of_torsos_is_abstract():
     with pytest.raises(TypeError, match="abstract"):
         Torso()
+
+
+@pytest.mark.parametrize("sizes", [(0,), (8, -1), (-3, 8)])
+def test_a_layer_without_neurons_is_refused_by_name(sizes):
+    with pytest.raises(ValueError, match=r"^model\.torso\.hidden_sizes must be at least 1 each, got \["):
+        MLPTorso([3], sizes)
+    with pytest.raises(ValueError, match=r"^model: hidden_sizes must be at least 1 each, got \["):
+        LinearStream(4, 2, 1, hidden_sizes=sizes)

@@ -231,3 +231,9 @@ def test_noise_in_other_precisions(layer, dtype):
 def test_a_negative_sigma_is_refused(sigma):
     with pytest.raises(ValueError, match=r"^model\.head\.layer\.sigma must be at least 0"):
         NoisyLinear(IN, OUT, sigma=sigma)
+
+
+@pytest.mark.parametrize("sigma", [-0.1, math.inf, math.nan])
+def test_a_sigma_that_is_none_is_refused_by_name(sigma):
+    with pytest.raises(ValueError, match=r"^model\.head\.layer\.sigma must be at least 0 and finite"):
+        NoisyLinear(3, 2, sigma)

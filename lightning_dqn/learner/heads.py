@@ -26,7 +26,12 @@ def fully_connected(sizes: Sequence[int], layer: LayerFactory = nn.Linear) -> nn
     Args:
         sizes: Input size, hidden sizes, output size.
         layer: What each layer is made of.
+
+    Raises:
+        ValueError: If a hidden size is below 1.
     """
+    if any(size < 1 for size in sizes[1:-1]):
+        raise ValueError(f"model: hidden_sizes must be at least 1 each, got {list(sizes[1:-1])}")
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(sizes):
         layers += [layer(inputs, outputs), nn.ReLU()]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from operator import itemgetter
-from typing import Any, Self
+from pathlib import Path
+from typing import IO, Any, Self
 
 import numpy as np
 import torch
@@ -24,6 +26,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from lightning_dqn.checkpoint_io import newest_readable
 from lightning_dqn.functional import legal_values
 from lightning_dqn.hparams import save_plain_hyperparameters
 from lightning_dqn.learner.compiled import CompiledForward, CompiledUpdate, Update
@@ -140,6 +143,24 @@ class DQNLightningModule(LightningModule):
         else:
             super().__setattr__(name, value)
 
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: str | Path | IO[bytes], *args: Any, **kwargs: Any) -> Self:
+        """As Lightning's, with what a Trainer would load as well: a whole file of this machine, and nothing executed.
+
+        Args:
+            checkpoint_path: A file; where it is damaged, the checkpoint before is taken, with a warning.
+            *args: See :meth:`lightning.pytorch.LightningModule.load_from_checkpoint`.
+            **kwargs: See there; ``weights_only`` is not looked at.
+
+        Raises:
+            CheckpointError: If there is nothing whole to load, or the path is the address of another machine.
+            FileNotFoundError: If there is nothing at all.
+        """
+        if isinstance(checkpoint_path, str | Path):
+            checkpoint_path, _ = newest_readable(checkpoint_path)
+        loaded: Self = super().load_from_checkpoint(checkpoint_path, *args, **kwargs | {"weights_only": True})
+        return loaded
+
     def forward(self, observation: Tensor) -> Tensor:
         """Q-values ``[B, A]``, float32, of observations ``[B, *observation_shape]``."""
         if self._acting is not None and self.training and not torch.is_grad_enabled():
@@ -164,12 +185,16 @@ class DQNLightningModule(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer over the online network alone, and the scheduler if there is one."""
-        optimizer = self.optimizer_factory(self.online.parameters())
+        with _naming("model.optimizer"):
+            optimizer = self.optimizer_factory(self.online.parameters())
+            if not all(math.isfinite(group["lr"]) for group in optimizer.param_groups):
+                raise ValueError("the learning rate must be finite")
         # a fused optimizer otherwise refuses gradient clipping under mixed precision; the scaler unscales as for any
         optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
         if self.lr_scheduler_factory is None:
             return optimizer
-        scheduler = self.lr_scheduler_factory(optimizer)
+        with _naming("model.lr_scheduler"):
+            scheduler = self.lr_scheduler_factory(optimizer)
         if isinstance(scheduler, ReduceLROnPlateau):  # steps on a score, which comes with the validations
             monitor = getattr(scheduler, "monitor", "val/return")
             return {
@@ -483,3 +508,11 @@ class DQNLightningModule(LightningModule):
         for name, value in metrics.compute().items():
             self.log(f"{stage}/{name}", value, prog_bar=name == "return")
         metrics.reset()
+
+
+@contextmanager
+def _naming(field: str) -> Iterator[None]:
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{field}: {error}") from error

@@ -32,10 +32,15 @@ class MLPTorso(Torso):
         observation_shape: Shape of one observation.
         hidden_sizes: Sizes of the layers; the last is ``num_features``. Empty: the observation itself, which makes
             the Q-function linear.
+
+    Raises:
+        ValueError: If a size is below 1; names the field.
     """
 
     def __init__(self, observation_shape: Sequence[int], hidden_sizes: Sequence[int] = (128, 128)) -> None:
         super().__init__()
+        if any(size < 1 for size in hidden_sizes):
+            raise ValueError(f"model.torso.hidden_sizes must be at least 1 each, got {list(hidden_sizes)}")
         sizes = [prod(observation_shape), *hidden_sizes]
         self.num_features = sizes[-1]
         self.layers = nn.Sequential(nn.Flatten(), fully_connected(sizes), *[nn.ReLU()] * bool(hidden_sizes))

@@ -25,13 +25,13 @@ class NoisyLinear(nn.Module):
         sigma: ``sigma_0``: every ``sigma`` starts at ``sigma_0 / sqrt(in_features)``, at least 0. The paper has 0.5.
 
     Raises:
-        ValueError: If ``sigma`` is negative.
+        ValueError: If ``sigma`` is negative or infinite.
     """
 
     def __init__(self, in_features: int, out_features: int, sigma: float = 0.5) -> None:
         super().__init__()
-        if not sigma >= 0:
-            raise ValueError(f"model.head.layer.sigma must be at least 0, got {sigma}")
+        if not 0 <= sigma < math.inf:
+            raise ValueError(f"model.head.layer.sigma must be at least 0 and finite, got {sigma}")
         bound = 1 / math.sqrt(in_features)
         self.weight = nn.Parameter(torch.empty(out_features, in_features).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.empty(out_features).uniform_(-bound, bound))

@@ -72,7 +72,6 @@ def test_a_signal_to_save_changes_nothing_else(tmp_path):
     assert resumed == whole
 
 
-@pytest.mark.xfail(reason="signals wait for the end of the random steps", strict=True)
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
 def test_a_signal_before_the_first_update_ends_the_run_within_a_step(tmp_path, monkeypatch, caplog, name, code):
     monkeypatch.setattr(RaiseInStep, "taken", 0)
@@ -89,7 +88,6 @@ def test_a_signal_before_the_first_update_ends_the_run_within_a_step(tmp_path, m
     assert "nothing was saved" in caplog.text
 
 
-@pytest.mark.xfail(reason="signals wait for the end of the random steps", strict=True)
 def test_a_signal_to_save_waits_for_the_first_update(tmp_path, monkeypatch):
     monkeypatch.setattr(RaiseInStep, "taken", 0)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # nobody listens yet, and by default it ends the process

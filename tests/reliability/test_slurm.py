@@ -9,7 +9,6 @@ import pytest
 from lightning_dqn.cli import DQNCLI
 from tests.reliability.test_resume import arguments, fit, rows
 
-MISTAKEN = pytest.mark.xfail(reason="Lightning takes hpc_ckpt_1.ckpt.sha256 for a checkpoint", strict=True)
 ARRAY = {"SLURM_ARRAY_JOB_ID": "4700", "SLURM_ARRAY_TASK_ID": "3"}
 
 
@@ -58,8 +57,8 @@ def check(folder, monkeypatch, iteration, array, ckpt_path=()):
 @pytest.mark.parametrize(
     ("array", "ckpt_path"),
     [
-        pytest.param({}, (), marks=MISTAKEN, id="job"),
-        pytest.param(ARRAY, (), marks=MISTAKEN, id="array"),
+        pytest.param({}, (), id="job"),
+        pytest.param(ARRAY, (), id="array"),
         pytest.param({}, ("--ckpt_path=last_if_any",), id="last"),
     ],
 )
@@ -67,7 +66,6 @@ def test_a_job_that_is_requeued_goes_on_as_if_it_had_not_been(tmp_path, monkeypa
     check(tmp_path, monkeypatch, 8, array, ckpt_path)
 
 
-@MISTAKEN
 @pytest.mark.slow
 @pytest.mark.usefixtures("_job")
 @pytest.mark.parametrize("repetition", range(20))
