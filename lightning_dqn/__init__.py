@@ -1,5 +1,6 @@
 """Value-based deep reinforcement learning as a Lightning citizen."""
 
+from lightning_dqn.charts import WandbCharts as WandbCharts
 from lightning_dqn.collector import ExperienceCollector as ExperienceCollector
 from lightning_dqn.curves import LearningCurve as LearningCurve
 from lightning_dqn.experience.atari import AtariEnvs as AtariEnvs

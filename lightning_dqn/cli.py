@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import ProgressBar as BaseProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from lightning_dqn.charts import WandbCharts, run_id_of
 from lightning_dqn.checkpoint_io import newest_readable
 from lightning_dqn.collector import ExperienceCollector
 from lightning_dqn.curves import LearningCurve
@@ -84,6 +85,8 @@ class DQNCLI(LightningCLI):
         }
         super().__init__(DQNLightningModule, ExperienceDataModule, args=args, **(defaults | kwargs))
 
+    _wandb_run: str | None = None
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Links the environment's shapes to the network and adds the callbacks that every run has."""
         parser.link_arguments("data.observation_shape", "model.observation_shape", apply_on="instantiate")
@@ -117,7 +120,7 @@ class DQNCLI(LightningCLI):
         if command:
             if config.get("ckpt_path") in (_LAST, _LAST_IF_ANY):
                 config.ckpt_path = _last_checkpoint(config, must=config.ckpt_path == _LAST)
-            config.ckpt_path = _readable_checkpoint(config.get("ckpt_path"), to_go_on=command == "fit")
+            config.ckpt_path, self._wandb_run = _readable_checkpoint(config.get("ckpt_path"), command == "fit")
 
     def _parse_ckpt_path(self) -> None:
         # a checkpoint's hyper-parameters would silently win over the command line of the run that goes on from it
@@ -125,7 +128,9 @@ class DQNCLI(LightningCLI):
             super()._parse_ckpt_path()
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
-        collectors = [c for c in [*callbacks, *(config.get("callbacks") or [])] if isinstance(c, ExperienceCollector)]
+        given = config.get("callbacks") or []
+        given = given if isinstance(given, list) else [given]
+        collectors = [c for c in [*callbacks, *given] if isinstance(c, ExperienceCollector)]
         if len(collectors) > 1:
             raise ValueError(
                 "trainer.callbacks: a second ExperienceCollector would step the same environments; configure the one "
@@ -134,11 +139,13 @@ class DQNCLI(LightningCLI):
         callbacks = [callback for callback in callbacks if callback is not None]
         if config.get("enable_checkpointing") is False or config.get("fast_dev_run"):
             callbacks = [callback for callback in callbacks if not isinstance(callback, ModelCheckpoint)]
-        bars = [c for c in config.get("callbacks") or [] if isinstance(c, BaseProgressBar)]
+        bars = [c for c in given if isinstance(c, BaseProgressBar)]
         if not bars and config.get("enable_progress_bar") is not False:
             callbacks = [*callbacks, ProgressBar()]
-        trainer: Trainer = super()._instantiate_trainer(config, [*callbacks, OneCurve()])
+        trainer: Trainer = super()._instantiate_trainer(config, [*callbacks, WandbCharts(), OneCurve()])
         for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger) and self._wandb_run is not None:
+                logger.go_on_with(self._wandb_run)
             never_stop_training(logger)
         return trainer
 
@@ -268,17 +275,20 @@ def _last_checkpoint(config: Any, must: bool) -> str | None:
     return None
 
 
-def _readable_checkpoint(path: str | None, to_go_on: bool) -> str | None:
-    """The checkpoint, or the one before where it is damaged: the parser reads it before the Trainer does."""
+def _readable_checkpoint(path: str | None, to_go_on: bool) -> tuple[str | None, str | None]:
+    """The checkpoint, or the one before where it is damaged, and the W&B run to go on with.
+
+    The parser reads it before the Trainer does.
+    """
     if not path or path in ("best", "hpc", "registry"):
-        return path
+        return path, None
     try:
         readable, checkpoint = newest_readable(path)
     except FileNotFoundError as missing:
         raise ValueError(str(missing)) from missing
     if to_go_on and "optimizer_states" not in checkpoint:
         raise ValueError(f"ckpt_path: {path} holds weights alone, from which no run can go on; take latest.ckpt")
-    return str(readable)
+    return str(readable), run_id_of(checkpoint) if to_go_on else None
 
 
 def main(args: ArgsType = None) -> None:

@@ -41,9 +41,11 @@ class EpisodeVideo(Callback):
     Attributes:
         path: The film, if there is one.
         caption: What it shows.
+        made: How many there have been.
     """
 
     path: Path | None = None
+    made = 0
     caption = ""
 
     def __init__(
@@ -96,6 +98,7 @@ class EpisodeVideo(Callback):
             path.parent.mkdir(parents=True, exist_ok=True)
             with NewFile(path) as file:
                 file.write(film)
+            self.made += 1
             length = f"in {played.lengths[0]:,} steps" if ended else f"in the first {played.lengths[0]:,} steps"
             self.path, self.caption = path, f"return {played.returns[0]:.1f} {length}, seed {played.seeds[0]}"
 
