@@ -11,7 +11,7 @@ import torch
 import yaml
 from PIL import Image
 
-from lightning_dqn import ReplayBuffer
+from lightning_dqn import LearningCurve, ReplayBuffer
 from lightning_dqn.cli import DQNCLI, find_config, main, resolve_config_names, shipped_configs
 from lightning_dqn.experience.envs import make_env
 
@@ -183,6 +183,11 @@ def test_user_classes_come_by_dotted_path():
     made = make_env(data.env_id, data.env_kwargs, data.wrappers)
     made.reset()
     assert [made.step(step % 2)[3] for step in range(7)][-1]
+
+
+def test_a_single_callback_needs_no_list():
+    cli = DQNCLI(["--data.env_id=CartPole-v1", "--trainer.callbacks=lightning_dqn.LearningCurve"], run=False)
+    assert sum(isinstance(callback, LearningCurve) for callback in cli.trainer.callbacks) == 2  # with that of `curve`
 
 
 def test_print_config_is_a_configuration(capsys):
