@@ -388,3 +388,18 @@ def test_nothing_is_compiled_after_the_fit_or_where_gradients_are_wanted(make_tr
         learner.train()(torch.randn(7, 4))
     assert learner(torch.randn(2, 4)).requires_grad
     assert len(traced) == count
+
+
+def test_a_training_step_of_ones_own_is_not_compiled(make_trainer, traced):
+    class Halved(DQNLightningModule):
+        def training_step(self, batch, batch_idx):
+            found = super().training_step(batch, batch_idx)
+            return found | {"loss": found["loss"] / 2}
+
+    torch.manual_seed(0)
+    learner = Halved((4,), ACTIONS, torso=SMALL, optimizer=ADAM, compile_updates=True)
+    before = [parameter.clone() for parameter in learner.online.parameters()]
+    with pytest.warns(UserWarning, match=r"model \(Halved\) has a training_step of its own"):
+        make_trainer().fit(learner, train_dataloaders=Batches())
+    assert traced == []
+    assert not any(torch.equal(one, two) for one, two in zip(before, learner.online.parameters(), strict=True))

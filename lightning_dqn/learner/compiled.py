@@ -55,8 +55,8 @@ class _Networks(nn.Module):
 class CompiledUpdate:
     """Learns from a minibatch by one call of compiled code, with the results of an update that is not compiled.
 
-    The update is traced once for the shapes at hand and compiled by Inductor: to C++ on a CPU, to kernels of one CUDA
-    graph on a GPU. Tracing follows the very code that runs otherwise, whatever head and target rule there are, and
+    The update is traced once for the shapes at hand and compiled (:func:`~lightning_dqn.learner.graphs.compile_graph`).
+    Tracing follows the very code that runs otherwise, whatever head and target rule there are, and
     random numbers come from the same generators. Where the loss is not finite, weights and optimizer stay as they were
     and the TD errors are NaN; the host is not asked.
 

@@ -81,9 +81,8 @@ class DQNLightningModule(LightningModule):
         max_skipped_updates: Updates whose loss is not finite are left out; after so many in a row the run stops.
         compile_updates: Whether losses, gradients, clipping and optimizer are compiled to one function, and the forward
             for acting to another. This takes some seconds at the start of a run and makes updates two to three times as
-            fast where the network is small.
-            Where that is not possible, a warning says why, and updates go on as they are. Results agree to within
-            rounding errors.
+            fast where the network is small. Where that is not possible, a warning says why, and updates go on as they
+            are. Results agree to within rounding errors.
 
     Raises:
         ValueError: If a period or rate is out of range, or head and target rule cannot go together; the message names
@@ -481,6 +480,8 @@ class DQNLightningModule(LightningModule):
         obstacle = watcher(self, DQNLightningModule)
         if getattr(trainer.precision_plugin, "scaler", None) is not None:
             obstacle = f"trainer.precision ({trainer.precision})"
+        if type(self).training_step is not DQNLightningModule.training_step:
+            obstacle = f"model ({type(self).__name__}) has a training_step of its own and"
         try:
             if obstacle is not None:
                 raise ValueError(f"{obstacle} wants to see every gradient step")
