@@ -72,7 +72,13 @@ def run(make_trainer, make_model, vectorization, fault, n_step=3, victims=5, **k
 
 @pytest.mark.parametrize(
     ("vectorization", "fault", "n_step"),
-    [("sync", "raise", 1), ("sync", "raise", 3), ("async", "raise", 3), ("async", "die", 1), ("async", "hang", 3)],
+    [
+        ("sync", "raise", 1),
+        ("sync", "raise", 3),
+        ("async", "die", 1),
+        pytest.param("async", "raise", 3, marks=pytest.mark.slow),
+        pytest.param("async", "hang", 3, marks=pytest.mark.slow),
+    ],
 )
 def test_restarted_environments_leave_no_wrong_transition(
     make_trainer, make_model, recwarn, vectorization, fault, n_step

@@ -117,7 +117,7 @@ def _elsewhere(tmp_path, monkeypatch):
 
 
 # each process with a folder of its own, as by default, or all with the same
-@pytest.mark.parametrize("more", [OWN_FOLDERS, ()])
+@pytest.mark.parametrize("more", [OWN_FOLDERS, pytest.param((), marks=pytest.mark.slow)])
 def test_killed_a_run_ends_as_if_it_had_not_been(tmp_path, more):
     check(forked, "rainbow", 4, tmp_path, 1, 6, more)
 
