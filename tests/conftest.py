@@ -71,3 +71,19 @@ def make_model():
         )
 
     return make
+
+
+@pytest.fixture
+def compilations(monkeypatch):
+    """Runs what was recorded as it is; notes what the compiler would have been told, each time."""
+    # slow to import, and few tests need it
+    from torch import _inductor
+
+    told = []
+
+    def keep(graph, inputs, options):
+        told.append(options)
+        return graph
+
+    monkeypatch.setattr(_inductor, "compile", keep)
+    return told

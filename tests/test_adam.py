@@ -35,6 +35,20 @@ def step(adam, found, apply=YES):
     adam.step([parameter.detach() for parameter in adam.parameters], found, adam.state, apply)
 
 
+def step_both(adam, other, optimizer, seed):
+    """The same gradients for ours and for another network with torch's own."""
+    found = gradients(adam.parameters, seed)
+    step(adam, found)
+    for parameter, gradient in zip(other.parameters(), found, strict=True):
+        parameter.grad = gradient.clone()
+    optimizer.step()
+
+
+def assert_close(network, other):
+    for one, two in zip(network.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-7)
+
+
 @pytest.mark.parametrize("optimizer", VARIANTS)
 def test_it_takes_the_steps_of_the_optimizer_and_keeps_its_state(optimizer):
     network, own = make(optimizer)
@@ -43,13 +57,8 @@ def test_it_takes_the_steps_of_the_optimizer_and_keeps_its_state(optimizer):
     for seed in range(20):
         for rate in (own.param_groups[0], torchs.param_groups[0]):
             rate["lr"] = 0.01 / (seed + 1)
-        found = gradients(adam.parameters, seed)
-        step(adam, found)
-        for parameter, gradient in zip(other.parameters(), found, strict=True):
-            parameter.grad = gradient.clone()
-        torchs.step()
-    for one, two in zip(network.parameters(), other.parameters(), strict=True):
-        torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-7)
+        step_both(adam, other, torchs, seed)
+    assert_close(network, other)
     mine, theirs = own.state_dict(), torchs.state_dict()
     assert mine["param_groups"] == theirs["param_groups"]
     torch.testing.assert_close(mine["state"], theirs["state"], rtol=1e-6, atol=1e-7)
@@ -95,13 +104,8 @@ def test_groups_have_settings_and_rates_of_their_own():
     adam = AdamInGraph(own)
     for seed in range(3):
         own.param_groups[1]["lr"] = torchs.param_groups[1]["lr"] = 0.1 * seed
-        found = gradients(adam.parameters, seed)
-        step(adam, found)
-        for parameter, gradient in zip(other.parameters(), found, strict=True):
-            parameter.grad = gradient.clone()
-        torchs.step()
-    for one, two in zip(network.parameters(), other.parameters(), strict=True):
-        torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-7)
+        step_both(adam, other, torchs, seed)
+    assert_close(network, other)
 
 
 def test_frozen_parameters_are_none_of_its_business():

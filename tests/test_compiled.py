@@ -115,19 +115,6 @@ def assert_same(make_trainer, tolerance=1e-5, **arguments):
     return plain, compiled
 
 
-@pytest.fixture
-def traced(monkeypatch):
-    """Runs what was traced as it is; counts how often."""
-    graphs = []
-
-    def keep(graph, inputs, options):
-        graphs.append(graph)
-        return graph
-
-    monkeypatch.setattr(_inductor, "compile", keep)
-    return graphs
-
-
 def noisy(head):
     return partial(head, stream=DuelingStream, layer=NoisyLinear)
 
@@ -136,20 +123,20 @@ def noisy(head):
 @pytest.mark.parametrize(
     "head", [ExpectedHead, QuantileHead, ImplicitQuantileHead, noisy(ExpectedHead), noisy(ImplicitQuantileHead)]
 )
-def test_every_head_and_rule_learns_the_same(make_trainer, traced, head, rule):
+def test_every_head_and_rule_learns_the_same(make_trainer, compilations, head, rule):
     assert_same(make_trainer, head=head, target_rule=rule)
-    assert len(traced) == 1
+    assert len(compilations) == 1
 
 
-def test_a_categorical_head_learns_the_same(make_trainer, traced):
+def test_a_categorical_head_learns_the_same(make_trainer, compilations):
     assert_same(make_trainer, head=noisy(CategoricalHead), target_rule=DoubleQLearning())
-    assert len(traced) == 1
+    assert len(compilations) == 1
 
 
-def test_action_masks_are_a_part_of_it(make_trainer, traced):
+def test_action_masks_are_a_part_of_it(make_trainer, compilations):
     plain, _ = assert_same(make_trainer, data=Batches(masked=True), target_rule=DoubleQLearning())
     unmasked, *_ = fit(make_trainer, False, target_rule=DoubleQLearning())
-    assert len(traced) == 1
+    assert len(compilations) == 1
     assert not torch.equal(*(model.online.head.stream.layers[0].weight for model in (plain, unmasked)))
 
 
@@ -163,15 +150,15 @@ def test_action_masks_are_a_part_of_it(make_trainer, traced):
         {"gradient_clip_val": 1e-3, "gradient_clip_algorithm": "value"},
     ],
 )
-def test_optimizer_clipping_and_schedule_are_those_of_the_trainer(make_trainer, traced, optimizer, clipping):
+def test_optimizer_clipping_and_schedule_are_those_of_the_trainer(make_trainer, compilations, optimizer, clipping):
     schedule = partial(LinearLR, start_factor=1.0, end_factor=0.01, total_iters=4)
     assert_same(make_trainer, optimizer=optimizer, lr_scheduler=schedule, trainer=clipping)
-    assert len(traced) == 1
+    assert len(compilations) == 1
 
 
-def test_bfloat16_learns_the_same(make_trainer, traced):
+def test_bfloat16_learns_the_same(make_trainer, compilations):
     assert_same(make_trainer, trainer={"precision": "bf16-mixed"})
-    assert len(traced) == 1
+    assert len(compilations) == 1
 
 
 class Normalized(MLPTorso):
@@ -183,36 +170,36 @@ class Normalized(MLPTorso):
 
 
 @pytest.mark.parametrize("torso", [Normalized, MinAtarTorso])
-def test_buffers_and_convolutions_learn_the_same(make_trainer, traced, torso):
+def test_buffers_and_convolutions_learn_the_same(make_trainer, compilations, torso):
     data = Batches((3, 10, 10)) if torso is MinAtarTorso else None
     optimizer = partial(torch.optim.Adam, lr=1e-3, eps=3.125e-4)  # of configs/env/minatar.yaml
     plain, _ = assert_same(make_trainer, data=data, torso=torso, optimizer=optimizer)
-    assert len(traced) == 1
+    assert len(compilations) == 1
     if torso is Normalized:
         assert plain.online.torso.layers[-1].num_batches_tracked > 1
 
 
-def test_spectral_norms_are_followed_once_per_update(make_trainer, traced):
+def test_spectral_norms_are_followed_once_per_update(make_trainer, compilations):
     torso = partial(ImpalaTorso, channels=(2,), residual_layer=SpectralConv2d, pool=2, hidden_size=4)
     plain, _ = assert_same(make_trainer, data=Batches((1, 8, 8), size=4), torso=torso)
-    assert len(traced) == 1
+    assert len(compilations) == 1
     assert any(name.endswith(".u") for name, _ in plain.named_buffers())
 
 
-def test_an_update_whose_loss_is_not_finite_changes_nothing_and_is_counted(make_trainer, traced):
+def test_an_update_whose_loss_is_not_finite_changes_nothing_and_is_counted(make_trainer, compilations):
     data = Batches(poisoned=[(1, 0), (2, 1), (2, 2)])
     _, compiled = assert_same(make_trainer, data=data, max_skipped_updates=3)
     assert compiled.skipped_updates == 3
     assert all(torch.isfinite(tensor).all() for tensor in compiled.state_dict().values())
 
 
-def test_after_too_many_in_a_row_the_run_stops(make_trainer, traced):
+def test_after_too_many_in_a_row_the_run_stops(make_trainer, compilations):
     data = Batches(poisoned=[(1, 2), (2, 0), (2, 1)])
     with pytest.raises(FloatingPointError, match=r"model\.max_skipped_updates"):
         fit(make_trainer, True, data=data, max_skipped_updates=3)
 
 
-def test_shapes_are_compiled_for_once_each(make_trainer, traced):
+def test_shapes_are_compiled_for_once_each(make_trainer, compilations):
     class Growing(Batches):
         def __iter__(self):
             for number, batch in enumerate(super().__iter__()):
@@ -226,7 +213,7 @@ def test_shapes_are_compiled_for_once_each(make_trainer, traced):
     learner, *_ = fit_growing(make_trainer, Growing())
     plain, *_ = fit_growing(make_trainer, Growing(), False)
     torch.testing.assert_close(dict(learner.state_dict()), dict(plain.state_dict()), rtol=1e-5, atol=1e-5)
-    assert len(traced) == 2
+    assert len(compilations) == 2
 
 
 def fit_growing(make_trainer, data, compile_updates=True):
@@ -236,7 +223,7 @@ def fit_growing(make_trainer, data, compile_updates=True):
     return (learner,)
 
 
-def test_a_run_goes_on_from_its_checkpoint(make_trainer, traced, tmp_path):
+def test_a_run_goes_on_from_its_checkpoint(make_trainer, compilations, tmp_path):
     schedule = partial(LinearLR, start_factor=1.0, end_factor=0.01, total_iters=9)
     whole, *_ = fit(make_trainer, True, trainer={"max_epochs": 2}, lr_scheduler=schedule)
 
@@ -288,11 +275,11 @@ class Unreadable(nn.Module):
         ("", {"head": partial(ExpectedHead, layer=Unreadable)}),
     ],
 )
-def test_what_cannot_be_compiled_goes_on_as_it_is_and_says_why(make_trainer, traced, reason, arguments):
+def test_what_cannot_be_compiled_goes_on_as_it_is_and_says_why(make_trainer, compilations, reason, arguments):
     with pytest.warns(UserWarning, match=rf"model\.compile_updates: updates go on .*{reason}") as said:
         assert_same(make_trainer, tolerance=0, **arguments)
     assert sum("compile_updates" in str(warning.message) for warning in said) == 1
-    assert traced == []
+    assert compilations == []
 
 
 def test_without_a_compiler_updates_go_on_as_they_are(make_trainer, monkeypatch):
@@ -346,17 +333,17 @@ def played(make_trainer, compile_updates, **model):
 
 
 @pytest.mark.parametrize("head", [ExpectedHead, noisy(ImplicitQuantileHead)])
-def test_acting_is_compiled_as_well_and_acts_the_same(make_trainer, traced, head):
+def test_acting_is_compiled_as_well_and_acts_the_same(make_trainer, compilations, head):
     _, plain = played(make_trainer, False, head=head)
     _, data = played(make_trainer, True, head=head)
-    assert len(traced) == 2
+    assert len(compilations) == 2
     assert len(data.buffer) == len(plain.buffer) == 100
     for name, array in plain.buffer.state_arrays().items():
         found = data.buffer.state_arrays()[name]
         assert all(map(np.array_equal, found, array)) if isinstance(array, list) else np.array_equal(found, array)
 
 
-def test_other_observations_and_gradients_take_the_usual_way(traced):
+def test_other_observations_and_gradients_take_the_usual_way(compilations):
     torch.manual_seed(0)
     network = DQNLightningModule((4,), ACTIONS, torso=SMALL, optimizer=ADAM).online
     forward = CompiledForward(network)
@@ -366,10 +353,10 @@ def test_other_observations_and_gradients_take_the_usual_way(traced):
             assert torch.equal(forward(observation), network(observation).q_values)
         next(network.parameters()).mul_(2)
         assert torch.equal(forward(few), network(few).q_values)
-    assert len(traced) == 1
+    assert len(compilations) == 1
 
 
-def test_acting_that_cannot_be_compiled_goes_on_as_it_is_and_says_why(traced):
+def test_acting_that_cannot_be_compiled_goes_on_as_it_is_and_says_why(compilations):
     torch.manual_seed(0)
     head = partial(ExpectedHead, layer=Unreadable)
     network = DQNLightningModule((4,), ACTIONS, torso=SMALL, head=head, optimizer=ADAM).online
@@ -381,16 +368,16 @@ def test_acting_that_cannot_be_compiled_goes_on_as_it_is_and_says_why(traced):
     assert all(torch.equal(q_values, network(few).q_values) for q_values in found)
 
 
-def test_nothing_is_compiled_after_the_fit_or_where_gradients_are_wanted(make_trainer, traced):
+def test_nothing_is_compiled_after_the_fit_or_where_gradients_are_wanted(make_trainer, compilations):
     learner, _ = played(make_trainer, True)
-    count = len(traced)
+    count = len(compilations)
     with torch.no_grad():
         learner.train()(torch.randn(7, 4))
     assert learner(torch.randn(2, 4)).requires_grad
-    assert len(traced) == count
+    assert len(compilations) == count
 
 
-def test_a_training_step_of_ones_own_is_not_compiled(make_trainer, traced):
+def test_a_training_step_of_ones_own_is_not_compiled(make_trainer, compilations):
     class Halved(DQNLightningModule):
         def training_step(self, batch, batch_idx):
             found = super().training_step(batch, batch_idx)
@@ -401,5 +388,5 @@ def test_a_training_step_of_ones_own_is_not_compiled(make_trainer, traced):
     before = [parameter.clone() for parameter in learner.online.parameters()]
     with pytest.warns(UserWarning, match=r"model \(Halved\) has a training_step of its own"):
         make_trainer().fit(learner, train_dataloaders=Batches())
-    assert traced == []
+    assert compilations == []
     assert not any(torch.equal(one, two) for one, two in zip(before, learner.online.parameters(), strict=True))

@@ -2,25 +2,11 @@
 
 import pytest
 import torch
-from torch import _inductor
 
 from lightning_dqn.learner.graphs import compile_graph
 
 
-@pytest.fixture
-def options(monkeypatch):
-    """Runs what was recorded as it is; notes what the compiler would have been told."""
-    told = []
-
-    def keep(graph, inputs, options):
-        told.append(options)
-        return graph
-
-    monkeypatch.setattr(_inductor, "compile", keep)
-    return told
-
-
-def test_inputs_are_changed_in_place_when_it_runs_and_not_before(options):
+def test_inputs_are_changed_in_place_when_it_runs_and_not_before(compilations):
     def double(number, other):
         number.mul_(2)
         return [number + other]
@@ -32,7 +18,7 @@ def test_inputs_are_changed_in_place_when_it_runs_and_not_before(options):
     assert one.item() == 4
 
 
-def test_random_numbers_are_those_it_would_have_drawn_and_none_for_recording(options):
+def test_random_numbers_are_those_it_would_have_drawn_and_none_for_recording(compilations):
     def draw(shape):
         return [torch.rand_like(shape)]
 
@@ -41,10 +27,10 @@ def test_random_numbers_are_those_it_would_have_drawn_and_none_for_recording(opt
     found = function(torch.zeros(3))[0]
     torch.manual_seed(0)
     assert torch.equal(found, torch.rand(3))
-    assert options == [{"fallback_random": True, "cpp_wrapper": True, "compile_threads": 1}]
+    assert compilations == [{"fallback_random": True, "cpp_wrapper": True, "compile_threads": 1}]
 
 
-def test_layers_are_told_that_they_are_compiled_while_they_are(options):
+def test_layers_are_told_that_they_are_compiled_while_they_are(compilations):
     seen = []
 
     def note(number):
@@ -56,7 +42,7 @@ def test_layers_are_told_that_they_are_compiled_while_they_are(options):
     assert not torch.compiler.is_compiling()
 
 
-def test_what_asks_for_a_number_fails_and_leaves_nothing_behind(options):
+def test_what_asks_for_a_number_fails_and_leaves_nothing_behind(compilations):
     with pytest.raises(Exception, match="data-dependent"):
         compile_graph(lambda number: [number * (2 if number.item() > 0 else 1)], [torch.ones(1)])
     assert not torch.compiler.is_compiling()

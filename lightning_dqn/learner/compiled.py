@@ -87,7 +87,7 @@ class CompiledUpdate:
         self._adam = AdamInGraph(optimizer)
         self._clip, self._clip_by, self._precision = clip, clip_by, precision
         learned = {id(parameter) for parameter in self._adam.parameters}
-        tensors = {**dict(self._networks.named_parameters()), **dict(self._networks.named_buffers())}
+        tensors = _tensors_of(self._networks)
         names = {id(tensor): name for name, tensor in tensors.items()}
         self._learned = [names[id(parameter)] for parameter in self._adam.parameters]
         self._fixed = [name for name, tensor in tensors.items() if id(tensor) not in learned]
@@ -107,7 +107,7 @@ class CompiledUpdate:
             try:
                 self._compiled[kind] = self._compile(batch.transition.map(itemgetter(0)), batch.weight[0])
             except Exception as error:  # no compiler, a layer that cannot be traced: whatever it is, updates go on
-                _say_why(error, "updates go")
+                say_why(error, "updates go")
                 return None
             rank_zero_info(f"Compiled the update in {time.monotonic() - start:.1f} s (model.compile_updates).")
         self._update = self._compiled[kind]
@@ -183,7 +183,7 @@ class CompiledForward:
 
     def __init__(self, online: nn.Module) -> None:
         self._network = _QValues(online)
-        tensors = {**dict(self._network.named_parameters()), **dict(self._network.named_buffers())}
+        tensors = _tensors_of(self._network)
         self._names, self._tensors = list(tensors), [tensor.detach() for tensor in tensors.values()]
         self._kind: tuple[torch.Size, torch.dtype] | None = None
         self._forward: Callable[..., list[Tensor]] | None = None
@@ -195,7 +195,7 @@ class CompiledForward:
             try:
                 self._forward = self._compile(observation)
             except Exception as error:  # see CompiledUpdate.prepare
-                _say_why(error, "acting goes")
+                say_why(error, "acting goes")
         if self._forward is None or (observation.shape, observation.dtype) != self._kind:
             q_values: Tensor = self._network(observation)
             return q_values
@@ -209,6 +209,16 @@ class CompiledForward:
         return compile_graph(forward, [*self._tensors, observation])
 
 
-def _say_why(error: Exception, what: str) -> None:
+def say_why(error: Exception, what: str) -> None:
+    """Warns that something is not compiled.
+
+    Args:
+        error: Why; its first line is said.
+        what: What happens all the same, as in ``updates go``.
+    """
     reason = (str(error).strip() or type(error).__name__).split("\n")[0]
     rank_zero_warn(f"model.compile_updates: {what} on without being compiled: {reason}")
+
+
+def _tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}

@@ -19,7 +19,6 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -29,7 +28,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from lightning_dqn.checkpoint_io import newest_readable
 from lightning_dqn.functional import legal_values
 from lightning_dqn.hparams import save_plain_hyperparameters
-from lightning_dqn.learner.compiled import CompiledForward, CompiledUpdate, Update
+from lightning_dqn.learner.compiled import CompiledForward, CompiledUpdate, Update, say_why
 from lightning_dqn.learner.heads import ExpectedHead
 from lightning_dqn.learner.metrics import EpisodeMetrics
 from lightning_dqn.learner.networks import HeadFactory, MLPTorso, QNetwork, TorsoFactory
@@ -495,7 +494,7 @@ class DQNLightningModule(LightningModule):
                 trainer.precision_plugin.train_step_context,
             )
         except ValueError as error:
-            rank_zero_warn(f"model.compile_updates: updates go on without being compiled: {error}")
+            say_why(error, "updates go")
             return None
 
     def _play(self, episodes: Any, metrics: EpisodeMetrics) -> None:
