@@ -1,6 +1,7 @@
 """Who sends the process a signal: a callback and an environment, for runs from the command line."""
 
 import signal
+import time
 
 import gymnasium as gym
 from lightning.pytorch import Callback
@@ -9,11 +10,14 @@ from lightning.pytorch import Callback
 class Raise(Callback):
     """Raises a signal in the middle of an iteration, counted over the whole run."""
 
+    raised = 0.0  # when the last one was
+
     def __init__(self, iteration: int, name: str) -> None:
         self.iteration, self.name = iteration, name
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
         if trainer.global_step == self.iteration and pl_module._iteration.update == 0:
+            Raise.raised = time.time()
             signal.raise_signal(signal.Signals[self.name])
 
 

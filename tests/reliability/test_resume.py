@@ -108,15 +108,17 @@ def in_a_process(args):
     return json.loads(ended.stdout.splitlines()[-1])
 
 
-def check(train, algorithm, num_envs, folder, before, after, more=()):
-    whole = train(arguments(algorithm, num_envs, folder / "whole", before + after, more))
-    train(arguments(algorithm, num_envs, folder / "parts", before, more))
+def check(algorithm, num_envs, folder, before, after, more=(), go_on=fit):
+    """Compares a run of ``before + after`` epochs with one that stopped in between; returns how many rows it wrote."""
+    whole = fit(arguments(algorithm, num_envs, folder / "whole", before + after, more))
+    fit(arguments(algorithm, num_envs, folder / "parts", before, more))
     path = f"--ckpt_path={folder / 'parts' / 'latest' / 'latest.ckpt'}"
-    resumed = train([*arguments(algorithm, num_envs, folder / "parts", before + after, more), path])
+    resumed = go_on([*arguments(algorithm, num_envs, folder / "parts", before + after, more), path])
     assert resumed == whole
     expected = [row for row in rows(folder / "whole", before + after) if int(float(row["epoch"])) >= before]
     assert rows(folder / "parts", before + after) == expected
     assert len(expected) > after
+    return len(expected)
 
 
 @pytest.fixture(autouse=True)
@@ -137,16 +139,44 @@ def _elsewhere(tmp_path, monkeypatch):
     ],
 )
 def test_a_resumed_run_is_the_run_that_was_not_interrupted(tmp_path, algorithm, num_envs, more):
-    check(fit, algorithm, num_envs, tmp_path, 2, 2, more)
+    check(algorithm, num_envs, tmp_path, 2, 2, more)
+
+
+# all at once that the optimizer, its schedule and the precision can add to a state, and the compiled update
+OTHERS = [
+    (
+        "rainbow",
+        4,
+        (
+            "--trainer.precision=bf16-mixed",
+            "--trainer.gradient_clip_val=0.5",
+            "--model.optimizer={class_path: torch.optim.AdamW, init_args: {lr: 0.001, weight_decay: 0.01}}",
+            "--model.lr_scheduler={class_path: torch.optim.lr_scheduler.CosineAnnealingLR, init_args: {T_max: 40}}",
+        ),
+    ),
+    ("dqn", 4, ("--model.compile_updates=true",)),
+]
+
+
+@pytest.fixture(scope="module")
+def tally():
+    """Counts the cases that were the same."""
+    same = []
+    yield same
+    print(f"\n{len(same)} of {len(same)} resumed runs the same in 10 hashes, {sum(same):,} rows")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("num_envs", [1, 4])
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_so_it_is_in_a_new_process_at_any_moment(tmp_path, monkeypatch, algorithm, num_envs):
+@pytest.mark.parametrize(
+    ("algorithm", "num_envs", "more"),
+    [*[(algorithm, n, ()) for algorithm in ALGORITHMS for n in (1, 4) for _ in range(2)], *OTHERS],
+)
+def test_so_it_is_in_a_new_process_at_any_moment(tmp_path, monkeypatch, tally, algorithm, num_envs, more):
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     before = int(np.random.default_rng().integers(1, 6))
-    check(in_a_process, algorithm, num_envs, tmp_path, before, 2)
+    logged = check(algorithm, num_envs, tmp_path, before, 2, more, in_a_process)
+    print(f"\n{algorithm}, {num_envs} environments, {before} + 2 epochs: the same, {logged} rows")
+    tally.append(logged)
 
 
 if __name__ == "__main__":

@@ -30,12 +30,15 @@ def _job(tmp_path, monkeypatch):
         monkeypatch.setenv(f"SLURM_{name}", value)
 
 
-def check(folder, monkeypatch, iteration, array, ckpt_path=()):
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The same outside of SLURM and without a signal, and its rows."""
+    folder = tmp_path_factory.mktemp("whole")
+    return fit(arguments("noisy", 3, folder, 3)), rows(folder, 3)
+
+
+def check(folder, monkeypatch, whole, iteration, array, ckpt_path=()):
     """Signals a job, goes on from what it left, and compares with a run that was not signalled."""
-    with monkeypatch.context() as outside:
-        for name in ("SLURM_NTASKS", "SLURM_JOB_ID"):
-            outside.delenv(name)
-        whole = fit(arguments("noisy", 3, folder / "whole", 3))
     for name, value in array.items():
         monkeypatch.setenv(name, value)
     signalled = (
@@ -47,8 +50,7 @@ def check(folder, monkeypatch, iteration, array, ckpt_path=()):
     assert ended.value.code == 128 + signal.SIGTERM
     assert (folder / "asked").read_text() == f"requeue {'4700_3' if array else '4711'}\n"
     assert len(list(folder.glob("hpc_ckpt_*.ckpt"))) == 1
-    assert fit(arguments("noisy", 3, folder / "job", 3, ckpt_path)) == whole
-    assert rows(folder / "job", 3) == rows(folder / "whole", 3)
+    assert (fit(arguments("noisy", 3, folder / "job", 3, ckpt_path)), rows(folder / "job", 3)) == whole
     assert (folder / "asked").read_text().count("\n") == 1
 
 
@@ -62,12 +64,13 @@ def check(folder, monkeypatch, iteration, array, ckpt_path=()):
         pytest.param({}, ("--ckpt_path=last_if_any",), id="last"),
     ],
 )
-def test_a_job_that_is_requeued_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch, array, ckpt_path):
-    check(tmp_path, monkeypatch, 8, array, ckpt_path)
+def test_a_job_that_is_requeued_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch, whole, array, ckpt_path):
+    check(tmp_path, monkeypatch, whole, 8, array, ckpt_path)
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("_job")
 @pytest.mark.parametrize("repetition", range(20))
-def test_at_any_iteration(tmp_path, monkeypatch, repetition):
-    check(tmp_path, monkeypatch, int(np.random.default_rng().integers(16)), ARRAY if repetition % 2 else {})
+def test_at_any_iteration(tmp_path, monkeypatch, whole, repetition):
+    iteration = int(np.random.default_rng().integers(16))
+    check(tmp_path, monkeypatch, whole, iteration, ARRAY if repetition % 2 else {})
