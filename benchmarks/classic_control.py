@@ -15,24 +15,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from learning_curve import Points, train
+from learning_curve import train
+
+from lightning_dqn.apps.statistics import estimate, interquartile_mean
 
 # mean return of one trained agent, https://github.com/DLR-RM/rl-baselines3-zoo/blob/master/benchmark.md
 ZOO_DQN = {"cartpole": 500.0, "acrobot": -76.6, "mountaincar": -100.8, "lunarlander": 154.4}
-
-
-def interquartile_mean(scores: Points) -> Points:
-    """Mean over the last axis without the lowest and the highest quarter, each rounded down."""
-    cut = scores.shape[-1] // 4
-    middle: Points = np.sort(scores, axis=-1)[..., cut : scores.shape[-1] - cut].mean(axis=-1)
-    return middle
-
-
-def interval(scores: Points, resamples: int = 10_000) -> tuple[float, float]:
-    """The middle 95 % of the interquartile means of ``resamples`` draws of the seeds with replacement."""
-    draws = np.random.default_rng(0).choice(scores, (resamples, len(scores)))
-    low, high = np.percentile(interquartile_mean(draws), [2.5, 97.5])
-    return float(low), float(high)
 
 
 def main() -> None:
@@ -54,11 +42,10 @@ def main() -> None:
     for task in options.tasks:
         runs = [job.result() for job in jobs[task]]
         scores = np.array([returns[-1] for _, returns, _ in runs])
-        low, high = interval(scores)
+        iqm = estimate(interquartile_mean, scores[:, None])
         seeds, seconds = ", ".join(f"{score:.1f}" for score in scores), np.median([seconds for _, _, seconds in runs])
         steps = f"{runs[0][0][-1]:,.0f}"
-        iqm = f"{interquartile_mean(scores):.1f}"
-        print(f"| {task} | {steps} | {ZOO_DQN[task]} | {iqm} | {low:.1f} to {high:.1f} | {seeds} | {seconds:.0f} |")
+        print(f"| {task} | {steps} | {ZOO_DQN[task]} | {iqm.value:.1f} | {iqm.interval()} | {seeds} | {seconds:.0f} |")
 
 
 if __name__ == "__main__":

@@ -14,9 +14,9 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from classic_control import interquartile_mean, interval
 from learning_curve import Points, train
 
+from lightning_dqn.apps.statistics import estimate, interquartile_mean
 from lightning_dqn.curves import Curve, draw_curves
 
 # at 5M frames, read off the figures of "MinAtar: An Atari-Inspired Testbed" (Young & Tian 2019), DQN, 30 seeds
@@ -68,11 +68,12 @@ def main() -> None:
                 continue
             curves[algorithm] = [(steps, returns) for steps, returns, _ in runs]
             scores = np.array([returns[-1] for _, returns, _ in runs])
-            low, high = interval(scores)
+            estimated = estimate(interquartile_mean, scores[:, None])
             steps, speed = runs[0][0][-1], np.median([steps[-1] / seconds for steps, _, seconds in runs])
-            iqm, seeds = f"{interquartile_mean(scores):.1f}", ", ".join(f"{score:.1f}" for score in scores)
+            iqm, interval = f"{estimated.value:.1f}", estimated.interval()
+            seeds = ", ".join(f"{score:.1f}" for score in scores)
             print(
-                f"| {game} | {algorithm} | {steps:,.0f} | {iqm} | {low:.1f} to {high:.1f} | {seeds} | {speed:,.0f} | "
+                f"| {game} | {algorithm} | {steps:,.0f} | {iqm} | {interval} | {seeds} | {speed:,.0f} | "
                 f"{YOUNG_AND_TIAN_DQN[game]:g} |"
             )
         if curves:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import sys
@@ -33,6 +34,7 @@ _INSIDE_OF_A_PARSER = re.compile(
     r"(Does not validate against|Subtypes:|Errors:|Given value type:|Problem with given class_path|Expected a path but|"
     r"Given value: (NestedArg|Namespace)\(|Expected a <class 'NoneType'>)"
 )
+_APPS = {"test": "report"}
 _PICTURES = {"video": EpisodeVideo, "curve": LearningCurve}
 _CHECKPOINTS: dict[str, dict[str, Any]] = {
     "checkpoint_best": {"filename": "best", "monitor": "val/return", "mode": "max", "save_weights_only": True},
@@ -159,9 +161,25 @@ class DQNCLI(LightningCLI):
         """Says the score and where the files are."""
         self._say_what_is_where("val/return", self.datamodule.eval_episodes)
 
+    def before_test(self) -> None:
+        """Has the episodes kept, for statistics."""
+        from lightning_dqn.apps.report import KeptEpisodes
+
+        self.trainer.callbacks.append(KeptEpisodes())  # type: ignore[attr-defined]
+
     def after_test(self) -> None:
-        """Says the score and where the files are."""
+        """Says the score, what it is worth and where the files are; writes ``test.json``."""
+        from lightning_dqn.apps import report
+
         self._say_what_is_where("test/return", self.datamodule.eval_episodes)
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        tested = next(callback.evaluation for callback in callbacks if isinstance(callback, report.KeptEpisodes))
+        if tested is not None and self.trainer.is_global_zero:
+            print("\n" + report.describe([tested]))
+            path = report.place_of(tested, self.trainer.log_dir)
+            if path is not None:
+                report.write(tested, path)
+                print(f"\nevery episode in {os.path.relpath(path)}")
 
     @rank_zero_only
     def after_predict(self) -> None:
@@ -291,6 +309,22 @@ def _readable_checkpoint(path: str | None, to_go_on: bool) -> tuple[str | None, 
     return str(readable), run_id_of(checkpoint) if to_go_on else None
 
 
+def _is_ours(args: list[str]) -> bool:
+    """Whether a command line is none of Lightning's."""
+    command, *rest = [*args, ""]
+    return command in _APPS and (command != "test" or (bool(rest[0]) and not rest[0].startswith("-")))
+
+
+def _run_app(name: str, args: list[str]) -> None:
+    """Runs a command that is a module of its own, imported only now: ``fit`` is to start without it."""
+    from lightning_dqn.apps.command import Refusal
+
+    try:
+        importlib.import_module(f"lightning_dqn.apps.{_APPS[name]}").command(args)
+    except Refusal as refusal:
+        sys.exit(f"error: {refusal}")
+
+
 def main(args: ArgsType = None) -> None:
     """Runs the command line; errors that name a field of the configuration are printed without a traceback."""
     # what Lightning's own parsing and profiling will have to change one day is not the user's business
@@ -298,6 +332,9 @@ def main(args: ArgsType = None) -> None:
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # where the user's own environments and networks are, as for python -m
+    given = sys.argv[1:] if args is None else args
+    if isinstance(given, list) and _is_ours(given):
+        return _run_app(given[0], given[1:])
     try:
         cli = DQNCLI(args)
         for logger in cli.trainer.loggers:

@@ -216,14 +216,14 @@ def interquartile_mean(values: Tensor) -> Tensor:
     "Deep Reinforcement Learning at the Edge of the Statistical Precipice" (Agarwal et al. 2021), section 4.3.
 
     Args:
-        values: Scores, ``[N]`` with ``N >= 1``.
+        values: Scores, ``[..., N]`` with ``N >= 1``.
 
     Returns:
-        A scalar; the plain mean where ``N < 4``.
+        ``[...]``; the plain mean where ``N < 4``.
     """
-    cut = values.numel() // 4
-    ordered = torch.sort(values).values
-    return ordered[cut : values.numel() - cut].mean()
+    cut = values.shape[-1] // 4
+    ordered = torch.sort(values, dim=-1).values
+    return ordered[..., cut : values.shape[-1] - cut].mean(dim=-1)
 
 
 def _same_shape(prediction: Tensor, target: Tensor) -> None:

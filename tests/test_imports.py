@@ -109,8 +109,13 @@ MAY_IMPORT = {
         "video",
         "watch",
     },
+    # what is done with runs that are over
+    "command": set(),
+    "statistics": {"functional"},
+    "runs": {"command", "loggers"},
+    "report": {"checkpoint_io", "command", "datamodule", "files", "module", "resume", "runs", "statistics"},
 }
-AT_RUN_TIME = {"module": {"collector", "signals"}}
+AT_RUN_TIME = {"module": {"collector", "signals"}, "cli": {"apps", "command", "report"}}
 
 
 def imports_of_ours(path: Path) -> dict[str, set[str]]:
@@ -154,6 +159,16 @@ def test_the_two_sides_never_import_each_other(side):
     assert all(MAY_IMPORT[room] <= inside | shared for room in inside)
     assert not any(MAY_IMPORT[room] & inside for room in shared)
     assert not any(imports_of_ours(PACKAGE / side / "__init__.py").values())
+
+
+def test_nothing_but_the_command_line_knows_of_the_apps():
+    apps = {room for room, path in ROOMS.items() if path.parent.name == "apps"} | {"apps"}
+    assert len(apps) > 2
+    for room, path in ROOMS.items():
+        if room not in apps:
+            found = imports_of_ours(path)
+            assert not found["top"] & apps, room
+            assert not found["inside"] & apps or room == "cli"
 
 
 def test_functional_imports_torch_alone():

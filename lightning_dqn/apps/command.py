@@ -1,0 +1,60 @@
+"""What the commands beside Lightning's have in common: arguments, and refusals of one line."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from types import ModuleType
+from typing import NoReturn
+
+
+class Refusal(ValueError):
+    """Something that cannot be done, said in one line with its cure; nothing has been written."""
+
+
+class Arguments(argparse.ArgumentParser):
+    """Says in one line what is wrong, and takes no name for the beginning of another.
+
+    Args:
+        command: Name of the command.
+        description: What it does.
+    """
+
+    def __init__(self, command: str, description: str) -> None:
+        super().__init__(prog=f"lightning-dqn {command}", description=description, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the process.
+
+        Args:
+            message: What is wrong.
+        """
+        self.exit(2, f"error: {message}\n")
+
+
+def at_least(least: int, name: str, value: int) -> int:
+    """A number that is not too small.
+
+    Raises:
+        Refusal: If it is; names the argument.
+    """
+    if value < least:
+        raise Refusal(f"{name} must be at least {least}, got {value}")
+    return value
+
+
+def needed(module: str, extra: str) -> ModuleType:
+    """A library that an extra brings.
+
+    Args:
+        module: Its name.
+        extra: Of this package.
+
+    Raises:
+        Refusal: If it is not installed; says how to do it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as missing:
+        package = (missing.name or module).partition(".")[0]
+        raise Refusal(f'{package} is not installed: python -m pip install "lightning-dqn[{extra}]"') from missing

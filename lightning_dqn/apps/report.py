@@ -1,0 +1,275 @@
+"""The command ``lightning-dqn test``: what greedy episodes say of one agent, or of several seeds of one training."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torchmetrics.utilities import dim_zero_cat
+
+from lightning_dqn.apps.command import Arguments, Refusal, at_least
+from lightning_dqn.apps.runs import folder_of_run, read_runs
+from lightning_dqn.apps.statistics import (
+    RESAMPLES,
+    Estimate,
+    Scores,
+    estimate,
+    interquartile_mean,
+    mean,
+    median,
+    optimality_gap,
+)
+from lightning_dqn.checkpoint_io import CheckpointError
+from lightning_dqn.experience.datamodule import ExperienceDataModule
+from lightning_dqn.files import NewFile
+from lightning_dqn.learner.module import DQNLightningModule
+from lightning_dqn.resume import data_of
+
+FILE = "test.json"
+
+
+class Target(NamedTuple):
+    """What a score is held against.
+
+    Attributes:
+        score: Good enough.
+        label: Who says so.
+    """
+
+    score: float
+    label: str
+
+
+class Evaluation(NamedTuple):
+    """Greedy episodes of one agent.
+
+    Attributes:
+        env_id: Where they were played.
+        checkpoint: What was tested; ``None`` if it was not loaded from a file.
+        env_steps: That training had taken.
+        eval_seed: Which set of episodes.
+        target: What a score is held against; ``None`` if nothing is known.
+        returns: In the order of the episodes' seeds, ``[E]``.
+        lengths: In environment steps, ``[E]``.
+    """
+
+    env_id: str
+    checkpoint: Path | None
+    env_steps: int
+    eval_seed: int
+    target: Target | None
+    returns: Scores
+    lengths: Scores
+
+
+class KeptEpisodes(Callback):
+    """Keeps the episodes of a test.
+
+    Attributes:
+        evaluation: They; ``None`` before the test is over, or where it played something else.
+    """
+
+    evaluation: Evaluation | None = None
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Takes them over, of all ranks, before the metrics are reset."""
+        data, metrics = data_of(trainer), getattr(pl_module, "test_metrics", None)
+        if data is None or metrics is None:
+            return
+        with metrics.sync_context():
+            returns, lengths = dim_zero_cat(metrics.returns), dim_zero_cat(metrics.lengths)
+        checkpoint = Path(trainer.ckpt_path) if trainer.ckpt_path else None
+        self.evaluation = _tested(data, checkpoint, returns.cpu().double().numpy(), lengths.cpu().double().numpy())
+
+
+def play(checkpoint: Path, episodes: int | None = None) -> Evaluation:
+    """Plays the test episodes of a checkpoint in the environments it was trained in.
+
+    Args:
+        checkpoint: A file of this package, weights alone or more.
+        episodes: How many; ``None`` for the run's own ``data.eval_episodes``.
+
+    Raises:
+        Refusal: If it cannot be loaded.
+    """
+    data, module = load(checkpoint, **({} if episodes is None else {"eval_episodes": episodes}))
+    trainer = Trainer(logger=False, devices=1, enable_checkpointing=False, enable_progress_bar=False)
+    played = [episode for batch in trainer.predict(module, data) or [] for episode in batch]
+    returns, lengths = (np.array([float(episode[name]) for episode in played]) for name in ("return", "length"))
+    return _tested(data, checkpoint, returns, lengths)
+
+
+def load(checkpoint: Path, **settings: Any) -> tuple[ExperienceDataModule, DQNLightningModule]:
+    """What a checkpoint was trained with, made again, and the network.
+
+    Args:
+        checkpoint: A file of this package.
+        **settings: Arguments of the data module that are to be others.
+
+    Raises:
+        Refusal: If it cannot be loaded.
+    """
+    try:
+        module = DQNLightningModule.load_from_checkpoint(checkpoint, map_location="cpu")
+        data = ExperienceDataModule.load_from_checkpoint(checkpoint, weights_only=True, **settings)
+    except (CheckpointError, OSError, KeyError, TypeError, ValueError) as error:
+        raise Refusal(f"ckpt_path: {checkpoint} cannot be loaded: {str(error).splitlines()[0]}") from error
+    return data, module
+
+
+def summary(scores: Scores, target: Target | None) -> dict[str, Estimate]:
+    """Aggregates of scores, with their intervals.
+
+    Args:
+        scores: Of episodes or of runs, ``[N]``.
+        target: For the optimality gap.
+    """
+    statistics = {"mean": mean, "median": median, "interquartile mean": interquartile_mean}
+    found = {name: estimate(statistic, scores[:, None]) for name, statistic in statistics.items()}
+    if target is not None:
+        found["optimality gap"] = estimate(optimality_gap(target.score), scores[:, None])
+    return found
+
+
+def describe(tested: Sequence[Evaluation]) -> str:
+    """What a test has shown, as Markdown.
+
+    Args:
+        tested: Of one environment; one agent, or several seeds of a training.
+    """
+    first, lines = tested[0], []
+    if len(tested) == 1:
+        scores, of = first.returns, f"{len(first.returns)} greedy episodes of one agent"
+        lines.append(f"{first.env_id}: {of}, after {first.env_steps:,} env steps")
+    else:
+        scores, of = np.array([each.returns.mean() for each in tested]), f"the mean returns of {len(tested)} runs"
+        lines += ["| run | env steps | episodes | mean return | 95 % interval over episodes |", "|---|---|---|---|---|"]
+        for each in tested:
+            own = estimate(mean, each.returns[:, None])
+            name = "" if each.checkpoint is None else _relative(folder_of_run(each.checkpoint) or each.checkpoint)
+            lines.append(f"| {name} | {each.env_steps:,} | {len(each.returns)} | {own.value:.1f} | {own.interval()} |")
+        lines += ["", f"{first.env_id}: {of}"]
+    lines += ["", "| return | | 95 % interval |", "|---|---|---|"]
+    for name, found in summary(scores, first.target).items():
+        if name == "optimality gap" and first.target is not None:
+            name += f" to {first.target.score:g} ({first.target.label})"
+        lines.append(f"| {name} | {found.value:.1f} | {found.interval()} |")
+    return "\n".join(lines)
+
+
+def write(tested: Evaluation, path: Path) -> None:
+    """Writes a test down as JSON, every episode with it.
+
+    Args:
+        tested: Of one agent.
+        path: Of the file.
+
+    Raises:
+        OSError: If that cannot be done; what was there is still there.
+    """
+    report = {
+        "env_id": tested.env_id,
+        "checkpoint": None if tested.checkpoint is None else tested.checkpoint.name,
+        "env_steps": tested.env_steps,
+        "eval_seed": tested.eval_seed,
+        "target": None if tested.target is None else tested.target._asdict(),
+        "interval": f"95 %, percentile bootstrap of the episodes, {RESAMPLES} resamples",
+        "statistics": {name: each._asdict() for name, each in summary(tested.returns, tested.target).items()},
+        "returns": tested.returns.tolist(),
+        "lengths": [int(length) for length in tested.lengths],
+    }
+    with NewFile(path) as file:
+        file.write((json.dumps(report, indent=1) + "\n").encode())
+
+
+def place_of(tested: Evaluation, otherwise: str | None) -> Path | None:
+    """Where a test is written: with the run that was tested, else with the test's own files, else nowhere.
+
+    Args:
+        tested: Of one agent.
+        otherwise: Folder of the test's own files.
+    """
+    folder = None if tested.checkpoint is None else folder_of_run(tested.checkpoint)
+    if folder is None or not os.access(folder, os.W_OK):
+        folder = None if otherwise is None else Path(otherwise)
+    return None if folder is None else folder / FILE
+
+
+def command(arguments: list[str]) -> None:
+    """``lightning-dqn test RUN...``: tests every run with the settings that are in its checkpoint.
+
+    Args:
+        arguments: Of the command line.
+
+    Raises:
+        Refusal: If something is no run, or they are of several environments; nothing is played then.
+    """
+    parser = Arguments("test", "Plays greedy episodes of several runs: mean, median, interquartile mean, intervals.")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
+    parser.add_argument("--checkpoint", choices=("best", "latest"), default="best", help="which one of each run")
+    parser.add_argument("--episodes", type=int, help="of each run; data.eval_episodes of the run if not given")
+    parser.add_argument("--target", type=float, help="score that the optimality gap is measured from")
+    options = parser.parse_args(arguments)
+    if options.episodes is not None:
+        at_least(1, "--episodes", options.episodes)
+    tested = [_of_target(play(path, options.episodes), options) for path in _checkpoints(options)]
+    for each in tested:
+        place = place_of(each, None)
+        if place is not None:
+            write(each, place)
+    print(describe(tested))
+    print(f"\n{FILE} in the folder of each run")
+
+
+def _checkpoints(options: argparse.Namespace) -> list[Path]:
+    runs = read_runs(options.runs)
+    same_environment({str(run.folder): run.env_id for run in runs})
+    return [run.checkpoint(options.checkpoint) for run in runs]
+
+
+def same_environment(environments: dict[str, str]) -> None:
+    """Refuses what cannot be compared.
+
+    Args:
+        environments: By whatever is to be compared.
+
+    Raises:
+        Refusal: If there are several; names two.
+    """
+    (one, env_id), *others = environments.items()
+    other = next(((name, each) for name, each in others if each != env_id), None)
+    if other is not None:
+        raise Refusal(
+            f"run: {one} is of {env_id}, {other[0]} of {other[1]}: scores of different environments have no scale in "
+            "common; take the runs of one at a time"
+        )
+
+
+def _of_target(tested: Evaluation, options: argparse.Namespace) -> Evaluation:
+    return tested if options.target is None else tested._replace(target=Target(options.target, "--target"))
+
+
+def _tested(data: ExperienceDataModule, checkpoint: Path | None, returns: Scores, lengths: Scores) -> Evaluation:
+    env_id = data.state_dict()["env_id"]
+    return Evaluation(env_id, checkpoint, data.env_steps, data.eval_seed, _target(data), returns, lengths)
+
+
+def _target(data: ExperienceDataModule) -> Target | None:
+    if data.reference_scores is not None:
+        return Target(data.reference_scores.human, "a human's score")
+    try:
+        threshold = gym.spec(data.env_id).reward_threshold if isinstance(data.env_id, str) else None
+    except (gym.error.Error, ImportError, ValueError):
+        return None
+    return None if threshold is None else Target(float(threshold), "its reward threshold")
+
+
+def _relative(path: Path) -> str:
+    return os.path.relpath(path)

@@ -1,0 +1,36 @@
+"""Run folders made by hand, for what reads them."""
+
+import csv
+
+import yaml
+
+
+def make_run(folder, seed=0, returns=(1.0, 2.0), **settings):
+    """A folder as ``fit`` leaves it: configuration, and a validation every 100 steps."""
+    values = {
+        "seed_everything": seed,
+        "trainer.logger": [{"class_path": "CSVLogger", "init_args": {"save_dir": str(folder)}}],
+        "trainer.max_epochs": 2,
+        "model.optimizer.class_path": "torch.optim.Adam",
+        "model.optimizer.init_args.lr": 1e-3,
+        "data.env_id": "CartPole-v1",
+        "data.n_step": 1,
+        "data.seed": None,
+        **settings,
+    }
+    nested = {}
+    for name, value in values.items():
+        *path, last = name.split(".")
+        inner = nested
+        for part in path:
+            inner = inner.setdefault(part, {})
+        inner[last] = value
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(nested))
+    with (folder / "metrics.csv").open("w", newline="") as file:
+        rows = csv.DictWriter(file, ["env_steps", "step", "collect/return", "val/return"])
+        rows.writeheader()
+        for k, score in enumerate(returns):
+            rows.writerow({"env_steps": 100.0 * k + 50, "step": 2 * k, "collect/return": score - 1})
+            rows.writerow({"env_steps": 100.0 * (k + 1), "step": 2 * k + 1, "val/return": score})
+    return folder

@@ -1,0 +1,40 @@
+"""What the commands beside Lightning's have in common."""
+
+import sys
+
+import pytest
+
+from lightning_dqn.apps.command import Arguments, Refusal, at_least, needed
+from lightning_dqn.cli import main
+
+
+def test_a_wrong_argument_is_one_line(capsys):
+    parser = Arguments("test", "Tests.")
+    parser.add_argument("--episodes", type=int)
+    for wrong in (["--episodes", "few"], ["--episode", "3"]):
+        with pytest.raises(SystemExit) as ended:
+            parser.parse_args(wrong)
+        assert ended.value.code == 2
+        said = capsys.readouterr()
+        assert said.out == ""
+        assert said.err.startswith("error: ")
+        assert said.err.count("\n") == 1
+
+
+def test_numbers_have_a_least():
+    assert at_least(1, "--workers", 1) == 1
+    with pytest.raises(Refusal, match=r"^--workers must be at least 1, got 0$"):
+        at_least(1, "--workers", 0)
+
+
+def test_a_library_that_is_not_there_is_named_with_the_command_that_brings_it(monkeypatch):
+    assert needed("json", "search").__name__ == "json"
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(Refusal, match=r'^optuna is not installed: python -m pip install "lightning-dqn\[search\]"$'):
+        needed("optuna", "search")
+
+
+def test_a_refusal_is_the_last_line_and_no_traceback(tmp_path):
+    with pytest.raises(SystemExit) as ended:
+        main(["test", str(tmp_path)])
+    assert ended.value.code == f"error: run: {tmp_path} is no folder of a run: there is no config.yaml in it"

@@ -1,0 +1,124 @@
+"""Tests of agents: episodes, statistics, test.json and the table."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lightning_dqn import ExperienceDataModule
+from lightning_dqn.apps.command import Refusal
+from lightning_dqn.apps.report import Evaluation, KeptEpisodes, Target, describe, load, place_of, play, summary, write
+from lightning_dqn.cli import main
+from tests.environments import Chain
+from tests.runs import make_run
+
+SMALL = [
+    "--trainer.max_epochs=1",
+    "--trainer.check_val_every_n_epoch=1",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.enable_model_summary=false",
+    "--data.learning_starts=64",
+    "--data.steps_per_epoch=64",
+    "--data.eval_episodes=3",
+    "--data.max_eval_steps=20",
+    "--video=null",
+    "--curve=null",
+]
+RUNS = Path("runs/cartpole")
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["lightning-dqn"])
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+
+
+def an_agent(returns, **fields):
+    returns = np.array(returns)
+    return Evaluation("CartPole-v1", None, 1_000, 0, None, returns, 2 * returns)._replace(**fields)
+
+
+def test_the_command_line_says_what_a_score_is_worth(capsys):
+    main(["fit", "--config=cartpole", *SMALL])
+    best = RUNS / "version_0/checkpoints/best.ckpt"
+    main(["test", "--config=cartpole", *SMALL, "--data.eval_episodes=5", f"--ckpt_path={best}"])
+    said = capsys.readouterr().out
+    report = json.loads((RUNS / "version_0/test.json").read_text())
+    assert f"every episode in {RUNS}/version_0/test.json" in said
+    assert (report["env_id"], report["checkpoint"], report["env_steps"]) == ("CartPole-v1", "best.ckpt", 128)
+    assert len(report["returns"]) == len(report["lengths"]) == 5
+    assert report["returns"] == report["lengths"]  # as it is in CartPole
+    mean = report["statistics"]["mean"]
+    assert mean["value"] == pytest.approx(np.mean(report["returns"]))
+    assert mean["low"] <= mean["value"] <= mean["high"]
+    assert f"| mean | {mean['value']:.1f} | {mean['low']:.1f} to {mean['high']:.1f} |" in said
+    assert "| optimality gap to 475 (its reward threshold) |" in said
+    # the same episodes by the other way, from what is in the checkpoint
+    main(["test", str(RUNS / "version_0"), "--episodes", "5", "--target", "30"])
+    again = json.loads((RUNS / "version_0/test.json").read_text())
+    assert (again["returns"], again["lengths"]) == (report["returns"], report["lengths"])
+    assert again["target"] == {"score": 30.0, "label": "--target"}
+
+
+def test_episodes_are_kept_before_the_metrics_forget_them(make_trainer, make_model):
+    data, kept = ExperienceDataModule(Chain, eval_episodes=6, eval_num_envs=4, seed=0), KeptEpisodes()
+    scores = make_trainer(callbacks=[kept]).test(make_model(data), data, verbose=False)[0]
+    assert kept.evaluation.env_id == "Chain"
+    assert kept.evaluation.target is None
+    assert len(kept.evaluation.returns) == 6
+    # a chain of n steps returns 1 + 2 + ... + n
+    assert (kept.evaluation.returns == kept.evaluation.lengths * (kept.evaluation.lengths + 1) / 2).all()
+    assert kept.evaluation.returns.mean() == pytest.approx(scores["test/return"])
+
+
+def test_an_agent_is_described_by_its_episodes():
+    lines = describe([an_agent([1.0, 2.0, 3.0, 6.0], target=Target(4.0, "a human's score"))]).splitlines()
+    assert lines[0] == "CartPole-v1: 4 greedy episodes of one agent, after 1,000 env steps"
+    values = [line.split(" | ")[1] for line in lines[4:]]
+    assert values == ["3.0", "2.5", "2.5", "1.5"]  # the gap: 3, 2, 1 and nothing
+    assert lines[-1].startswith("| optimality gap to 4 (a human's score) | 1.5 | ")
+
+
+def test_several_seeds_are_described_by_their_means():
+    lines = describe([an_agent([0.0, 2.0]), an_agent([3.0]), an_agent([5.0, 5.0, 5.0])]).splitlines()
+    assert lines[2] == "|  | 1,000 | 2 | 1.0 | 0.0 to 2.0 |"
+    assert "CartPole-v1: the mean returns of 3 runs" in lines
+    # of the runs, however many episodes each has: 1, 3 and 5
+    assert "| mean | 3.0 | 1.0 to 5.0 |" in lines
+
+
+def test_without_a_target_there_is_no_gap():
+    assert set(summary(np.arange(3.0), None)) == {"mean", "median", "interquartile mean"}
+
+
+def test_a_test_is_written_with_the_run_it_is_of(tmp_path):
+    run = make_run(tmp_path / "run")
+    of_run = an_agent([1.0], checkpoint=run / "checkpoints/best.ckpt")
+    assert place_of(of_run, "log") == run / "test.json"
+    of_file = an_agent([1.0], checkpoint=tmp_path / "policy.ckpt")
+    assert place_of(of_file, "log") == Path("log/test.json")
+    assert place_of(of_file, None) is None
+
+
+def test_a_file_that_is_there_stays_if_there_is_no_place_for_another(tmp_path):
+    (tmp_path / "test.json").mkdir()
+    with pytest.raises(OSError, match=r"test\.json"):
+        write(an_agent([1.0]), tmp_path / "test.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["test.json"]
+
+
+def test_different_environments_are_refused_before_anything_is_played(tmp_path):
+    one, other = make_run(tmp_path / "a"), make_run(tmp_path / "b", **{"data.env_id": "Acrobot-v1"})
+    with pytest.raises(SystemExit, match=r"error: run: .*a is of CartPole-v1, .*b of Acrobot-v1: scores of different"):
+        main(["test", str(one), str(other)])
+
+
+def test_what_is_no_checkpoint_is_refused(tmp_path):
+    (tmp_path / "best.ckpt").write_bytes(b"nothing")
+    with pytest.raises(Refusal, match=r"ckpt_path: .*best.ckpt cannot be loaded: "):
+        load(tmp_path / "best.ckpt")
+    with pytest.raises(Refusal, match=r"ckpt_path: .*none.ckpt cannot be loaded: "):
+        play(tmp_path / "none.ckpt")
