@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -16,6 +17,9 @@ from lightning_dqn.files import NewFile
 from lightning_dqn.forgiving import Forgiving
 from lightning_dqn.loggers import Row, read_rows
 from lightning_dqn.resume import data_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _FEW = 30  # points that are worth a mark each
 
@@ -30,6 +34,7 @@ class Curve(NamedTuple):
         color: As matplotlib calls it.
         thin: Drawn as background for those that are not.
         dashed: Drawn in dashes.
+        band: Lower and upper ends of an interval around the values, each ``[P]``.
     """
 
     steps: NDArray[np.float64]
@@ -38,16 +43,61 @@ class Curve(NamedTuple):
     color: str = "tab:blue"
     thin: bool = False
     dashed: bool = False
+    band: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
 
 
-def draw_curves(curves: Sequence[Curve], title: str, out: Path, levels: Mapping[str, float] | None = None) -> None:
-    """Draws returns over environment steps, without a display and without touching matplotlib's global state.
+def draw_curves(
+    curves: Sequence[Curve],
+    title: str,
+    out: Path,
+    levels: Mapping[str, float] | None = None,
+    x: str = "environment steps",
+    y: str = "return of an episode",
+) -> None:
+    """Draws returns over environment steps, or something over something else.
 
     Args:
         curves: In the order in which they are drawn.
         title: Above the picture.
         out: The PNG to write; its folder is made if missing.
         levels: Scores to compare with, by label.
+        x: What is drawn to the right, with its unit.
+        y: What is drawn upwards, with its unit.
+    """
+    with picture(out, title, x, y) as axes:
+        for curve in curves:
+            axes.plot(
+                curve.steps,
+                curve.values,
+                color=curve.color,
+                label=curve.label,
+                alpha=0.45 if curve.thin else 1.0,
+                linewidth=1.0 if curve.thin else 1.5 if curve.dashed else 2.5,
+                linestyle="--" if curve.dashed else "-",
+                marker="o" if not curve.thin and not curve.dashed and len(curve.steps) <= _FEW else None,
+                markersize=4,
+            )
+            if curve.band is not None:
+                axes.fill_between(curve.steps, *curve.band, color=curve.color, alpha=0.2, linewidth=0)
+        for label, level in (levels or {}).items():
+            axes.axhline(level, color="gray", linestyle="--", linewidth=1, label=label)
+
+
+@contextmanager
+def picture(out: Path, title: str, x: str, y: str) -> Iterator[Axes]:
+    """A picture to draw into, without a display and without touching matplotlib's global state.
+
+    Args:
+        out: The PNG to write when the context is left; its folder is made if missing.
+        title: Above it.
+        x: What is drawn to the right, with its unit.
+        y: What is drawn upwards, with its unit.
+
+    Yields:
+        The axes; what is drawn there with a label is in the legend.
+
+    Raises:
+        OSError: If it cannot be written; there is nothing of it then.
     """
     # half a second that only those who draw should pay
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -57,31 +107,19 @@ def draw_curves(curves: Sequence[Curve], title: str, out: Path, levels: Mapping[
     figure = Figure(figsize=(7, 4), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    for curve in curves:
-        axes.plot(
-            curve.steps,
-            curve.values,
-            color=curve.color,
-            label=curve.label,
-            alpha=0.45 if curve.thin else 1.0,
-            linewidth=1.0 if curve.thin else 1.5 if curve.dashed else 2.5,
-            linestyle="--" if curve.dashed else "-",
-            marker="o" if not curve.thin and not curve.dashed and len(curve.steps) <= _FEW else None,
-            markersize=4,
-        )
-    for label, level in (levels or {}).items():
-        axes.axhline(level, color="gray", linestyle="--", linewidth=1, label=label)
-    axes.set(title=title, xlabel="environment steps", ylabel="return of an episode")
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.set(title=title, xlabel=x, ylabel=y)
+    if x == "environment steps":
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
+    yield axes
     if axes.get_legend_handles_labels()[0]:
         axes.legend(loc="best", frameon=False)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png")
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png")
     out.parent.mkdir(parents=True, exist_ok=True)
     with NewFile(out) as file:
-        file.write(picture.getvalue())
+        file.write(drawn.getvalue())
 
 
 class LearningCurve(Callback):

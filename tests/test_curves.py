@@ -102,3 +102,13 @@ def test_the_benchmarks_draw_with_it(tmp_path, monkeypatch):
     learning_curve.draw(steps, runs, 3.0, "CartPole", tmp_path / "a.png")
     minatar_games.draw({"dqn": [(steps, run) for run in runs]}, "Breakout", tmp_path / "b.png")
     assert all(Image.open(tmp_path / name).size == (1050, 600) for name in ("a.png", "b.png"))
+
+
+def test_an_interval_is_a_band_around_its_curve(tmp_path):
+    line = Curve(np.arange(3.0), np.zeros(3))
+    for name, band in {"with": (-np.ones(3), np.ones(3)), "without": None}.items():
+        draw_curves(
+            [line._replace(band=band), Curve(np.arange(3.0), np.arange(3.0) - 1)], "a", tmp_path / f"{name}.png"
+        )
+    assert (210, 227, 240) in colors(tmp_path / "with.png")  # a fifth of the blue
+    assert (210, 227, 240) not in colors(tmp_path / "without.png")

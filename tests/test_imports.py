@@ -113,6 +113,8 @@ MAY_IMPORT = {
     "command": set(),
     "statistics": {"functional"},
     "runs": {"command", "loggers"},
+    "groups": {"command", "runs", "statistics"},
+    "compare": {"command", "curves", "files", "groups", "report", "statistics"},
     "report": {"checkpoint_io", "command", "datamodule", "files", "module", "resume", "runs", "statistics"},
 }
 AT_RUN_TIME = {"module": {"collector", "signals"}, "cli": {"apps", "command", "report"}}

@@ -7,6 +7,11 @@ from lightning_dqn.apps.runs import flattened, folder_of_run, read_run, read_run
 from tests.runs import make_run
 
 
+def test_a_seed_of_one_is_a_seed_and_true_is_none(tmp_path):
+    seeds = [read_run(make_run(tmp_path / f"{seed}", seed=seed)).seed for seed in (0, 1, True, None)]
+    assert seeds == [0, 1, None, None]
+
+
 def test_a_run_is_its_settings_and_its_figures(tmp_path):
     run = read_run(make_run(tmp_path / "a", seed=3, returns=[1.0, 2.5]))
     assert (run.env_id, run.seed) == ("CartPole-v1", 3)

@@ -38,7 +38,8 @@ class Run(NamedTuple):
     @property
     def seed(self) -> Any:
         """The seed; ``None`` if it was left to chance."""
-        return next((self.settings[name] for name in _SEEDS if self.settings.get(name) not in (None, True)), None)
+        given = (self.settings.get(name) for name in _SEEDS)
+        return next((seed for seed in given if isinstance(seed, int) and not isinstance(seed, bool)), None)
 
     @property
     def what_was_learned(self) -> dict[str, Any]:
