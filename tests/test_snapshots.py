@@ -254,6 +254,64 @@ def test_a_run_that_goes_on_takes_over_the_files_of_the_snapshot_it_came_from(ru
     again.keeper.close()
 
 
+def resumed(run, replay):
+    """A new process that goes on from a snapshot, with ten numbers more."""
+    again = Run(run.home)
+    arrays, _ = again.keeper.load(replay, run.home, 0)
+    again.rows.restore(arrays["x"], int(Path(replay["name"]).name))
+    again.put(10)
+    again.begin(again.keeper.release())
+    again.keeper._behind.stop()  # what it would write now is not there yet
+    return again
+
+
+def saved_twice(run):
+    run.put(1250)
+    run.begin()
+    kept = []
+    for _ in range(2):
+        kept.append(run.save())
+        run.put(10)
+    run.keeper.close()
+    return kept
+
+
+def test_a_save_right_after_going_on_takes_the_files_of_the_one_before(run):
+    before, held = saved_twice(run)
+    inodes = run.inodes(before), run.inodes(held)
+    again = resumed(run, held)
+    first = again.inodes(again.save())
+    assert shared(inodes[1], first) == []
+    # all but the segment that was put into
+    assert len(shared(inodes[0], first)) == 9
+    again.put(10)
+    second = again.inodes(again.save())
+    assert shared(first, second) == []
+    assert len(shared(inodes[1], second)) == 9
+    again.keeper.close()
+
+
+def test_of_the_one_before_only_what_is_the_same_and_whole_is_taken(run):
+    before, held = saved_twice(run)
+    inodes, folder = run.inodes(before), run.home / before["name"] / "rank0"
+    os.truncate(folder / "x.0.npy", 100)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["x.1.npy"] = "0" * 64  # as another run's of the same length would be
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    again = resumed(run, held)
+    assert [name for name, _ in shared(inodes, again.inodes(again.save()))] == [f"x.{i}.npy" for i in range(3, 10)]
+    again.keeper.close()
+
+
+def test_nothing_is_taken_from_a_newer_one_which_was_not_gone_on_from_for_a_reason(run):
+    before, damaged = saved_twice(run)
+    inodes = run.inodes(damaged)
+    again = resumed(run, before)
+    again.put(10)
+    assert shared(inodes, again.inodes(again.save())) == []
+    again.keeper.close()
+
+
 def test_what_was_saved_before_the_beginning_can_be_taken_over_as_well(run):
     run.put(1250)
     replay = run.keeper.save(run.home, 1250, 0, {}, {}, run.rings)

@@ -58,7 +58,8 @@ class SnapshotKeeper:
             home: Where the checkpoints will be.
             rank: Of this process.
             rings: What will be saved.
-            held: The snapshot that the rings have been restored from, or saved to; ``None``: neither.
+            held: The snapshot that the rings have been restored from, or saved to; ``None``: neither. Its files are
+                taken over, and of the one before it, for the next snapshot, those that are the same.
         """
         if self._behind is not None:
             return
@@ -70,9 +71,7 @@ class SnapshotKeeper:
             return
         if held is not None:
             with contextlib.suppress(OSError, SnapshotError):  # on another disk, or gone: all is written anew
-                manifest = read_manifest(held)
-                self._behind.store.adopt(held, manifest.files, manifest.rings, rings)
-            self._behind.switch()
+                _take_over(self._behind, held, rings)
         self._unwritten = None  # whatever was saved before shares no file with what follows
         self._behind.start()
 
@@ -200,3 +199,34 @@ class SnapshotKeeper:
         with self._paused():
             if self._behind is not None:
                 self._behind.switch()
+
+
+def _take_over(behind: WriteBehind, held: Path, rings: Mapping[str, Rows]) -> None:
+    """Fills both stores from a snapshot and the one before it; the next save takes its files from the latter."""
+    try:
+        manifest = read_manifest(held)
+        behind.store.adopt(held, manifest.files, manifest.rings, rings)
+    finally:
+        behind.switch()
+    before = _one_before(held)
+    if before is not None:
+        behind.store.adopt(before, _same(before, held, manifest.files), manifest.rings, rings)
+
+
+def _one_before(directory: Path) -> Path | None:
+    """The same process's last snapshot before this one, which stands beside it."""
+    home, step = directory.parent.parent, int(directory.parent.name)
+    earlier = [int(path.parent.name) for path in home.glob(f"*/{directory.name}") if path.parent.name.isdecimal()]
+    steps = [other for other in earlier if other < step]
+    return home / str(max(steps)) / directory.name if steps else None
+
+
+def _same(before: Path, held: Path, files: Mapping[str, str]) -> dict[str, str]:
+    """The files that two snapshots have in common, by checksum: also where the one before is another run's."""
+    said = read_manifest(before).files
+    # what is cut short need not spread
+    return {
+        file: checksum
+        for file, checksum in files.items()
+        if said.get(file) == checksum and (before / file).stat().st_size == (held / file).stat().st_size
+    }
