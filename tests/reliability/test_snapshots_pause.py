@@ -86,9 +86,26 @@ def test_snapshots_of_a_large_replay_pause_a_step_for_less_than_a_second(tmp_pat
         assert p99 < 1
         assert np.median(saves) < 1
         assert peak * 2**20 < 0.1 * size
-        arrays, _ = SnapshotKeeper().load(replay, tmp_path, 0)
+        keeper.close()
+        keeper = SnapshotKeeper()
+        arrays, _ = keeper.load(replay, tmp_path, 0)
         frames = buffer.state_arrays()["frames"]
         assert arrays["frames"].shape == frames.shape
+        keeper.begin(tmp_path, 0, buffer.rings(), keeper.release())
+        soon = []
+        for pause in (0, 5):  # at once, and when the thread has had some seconds
+            until = time.monotonic() + pause
+            player.step()
+            while time.monotonic() < until:
+                player.step()
+                time.sleep(STEPS / PACE)
+            saving = time.perf_counter()
+            keeper.written(keeper.save(tmp_path, player.steps, 0, buffer.loose_arrays(), {}, buffer.rings()))
+            soon.append(time.perf_counter() - saving)
+        print(f"saves at once after a run went on, and 5 s later: {soon[0]:.2f} and {soon[1]:.2f} s")
+        # at once it writes what was put between the last two snapshots, not the whole
+        assert soon[0] < filling / 2
+        assert soon[1] < 1
     finally:
         keeper.close()
         shutil.rmtree(tmp_path / "replay", ignore_errors=True)
