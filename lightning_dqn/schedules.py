@@ -19,6 +19,16 @@ class Schedule(ABC):
             episodes: Episodes finished so far, summed over environments.
         """
 
+    def check(self, field: str) -> None:  # noqa: B027  # most have nothing to refuse
+        """Refuses what makes no schedule; for whoever is given one, which alone knows what it is called there.
+
+        Args:
+            field: Its name in a configuration, ``collect.explorer.epsilon`` say.
+
+        Raises:
+            ValueError: Naming what is wrong, as a part of the field.
+        """
+
 
 @dataclass(frozen=True)
 class LinearSchedule(Schedule):
@@ -34,8 +44,9 @@ class LinearSchedule(Schedule):
     end: float = 0.05
     decay_steps: int = 10_000
 
-    def __post_init__(self) -> None:
-        _at_least_one("decay_steps", self.decay_steps)
+    def check(self, field: str) -> None:
+        """See :class:`Schedule`."""
+        _at_least_one(f"{field}.decay_steps", self.decay_steps)
 
     def __call__(self, env_steps: int, episodes: int) -> float:
         """See :class:`Schedule`."""
@@ -56,8 +67,9 @@ class ExponentialSchedule(Schedule):
     end: float = 0.05
     decay_steps: int = 5_000
 
-    def __post_init__(self) -> None:
-        _at_least_one("decay_steps", self.decay_steps)
+    def check(self, field: str) -> None:
+        """See :class:`Schedule`."""
+        _at_least_one(f"{field}.decay_steps", self.decay_steps)
 
     def __call__(self, env_steps: int, episodes: int) -> float:
         """See :class:`Schedule`."""
@@ -78,9 +90,10 @@ class EpisodeDecay(Schedule):
     end: float = 0.01
     factor: float = 0.995
 
-    def __post_init__(self) -> None:
+    def check(self, field: str) -> None:
+        """See :class:`Schedule`."""
         if not 0 < self.factor <= 1:
-            raise ValueError(f"schedule.factor must be in (0, 1], got {self.factor}")
+            raise ValueError(f"{field}.factor must be in (0, 1], got {self.factor}")
 
     def __call__(self, env_steps: int, episodes: int) -> float:
         """See :class:`Schedule`."""
@@ -101,8 +114,10 @@ class Until(Schedule):
     steps: int
     after: float = 0.0
 
-    def __post_init__(self) -> None:
-        _at_least_one("steps", self.steps)
+    def check(self, field: str) -> None:
+        """See :class:`Schedule`."""
+        self.schedule.check(f"{field}.schedule")
+        _at_least_one(f"{field}.steps", self.steps)
 
     @property
     def start(self) -> float:
@@ -121,4 +136,4 @@ class Until(Schedule):
 
 def _at_least_one(name: str, value: int) -> None:
     if value < 1:
-        raise ValueError(f"schedule.{name} must be at least 1 environment step, got {value}")
+        raise ValueError(f"{name} must be at least 1 environment step, got {value}")

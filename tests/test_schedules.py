@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from lightning_dqn.experience.exploration import EpsilonGreedy
+from lightning_dqn.experience.exploration import Boltzmann, EpsilonGreedy, EZGreedy
+from lightning_dqn.experience.prioritized import PrioritizedReplayBuffer
 from lightning_dqn.schedules import EpisodeDecay, ExponentialSchedule, LinearSchedule, Until
 
 
@@ -40,29 +41,34 @@ def test_a_schedule_counts_until_its_time_is_over():
     assert Until(EpisodeDecay(0.8, 0.0, 0.5), steps=20)(20, episodes=2) == 0
 
 
-@pytest.mark.parametrize("steps", [0, -5])
-def test_a_time_of_no_steps_is_refused(steps):
-    with pytest.raises(ValueError, match=r"^schedule\.steps must be at least 1"):
-        Until(LinearSchedule(), steps)
+@pytest.mark.parametrize(
+    ("schedule", "said"),
+    [
+        (LinearSchedule(decay_steps=0), r"decay_steps must be at least 1 environment step, got 0"),
+        (ExponentialSchedule(decay_steps=-5), r"decay_steps must be at least 1 environment step, got -5"),
+        (Until(LinearSchedule(), 0), r"steps must be at least 1 environment step, got 0"),
+        (Until(LinearSchedule(decay_steps=0), 9), r"schedule\.decay_steps must be at least 1"),
+        (EpisodeDecay(factor=0), r"factor must be in \(0, 1\], got 0"),
+        (EpisodeDecay(factor=1.01), r"factor must be in \(0, 1\], got 1\.01"),
+    ],
+)
+def test_what_makes_no_schedule_is_refused_by_whoever_is_given_it(schedule, said):
+    with pytest.raises(ValueError, match=rf"^one\.field\.{said}"):
+        schedule.check("one.field")
+    for kind in (EpsilonGreedy, EZGreedy):
+        with pytest.raises(ValueError, match=rf"^collect\.explorer\.epsilon\.{said}"):
+            kind(schedule)
+    with pytest.raises(ValueError, match=rf"^collect\.explorer\.temperature\.{said}"):
+        Boltzmann(schedule)
+    if not isinstance(schedule, EpisodeDecay):
+        with pytest.raises(ValueError, match=rf"^data\.buffer\.beta\.{said}"):
+            PrioritizedReplayBuffer(beta=schedule)
 
 
 @pytest.mark.parametrize("schedule", [Until(LinearSchedule(), 10, after=1.5), Until(LinearSchedule(start=-0.1), 10)])
 def test_an_explorer_sees_through_to_both_ends(schedule):
     with pytest.raises(ValueError, match=r"^collect\.explorer\.epsilon\.(start|end) must be in \[0, 1\]"):
         EpsilonGreedy(schedule)
-
-
-@pytest.mark.parametrize("schedule", [LinearSchedule, ExponentialSchedule])
-@pytest.mark.parametrize("decay_steps", [0, -5])
-def test_a_decay_in_no_steps_is_refused(schedule, decay_steps):
-    with pytest.raises(ValueError, match=r"decay_steps must be at least 1"):
-        schedule(decay_steps=decay_steps)
-
-
-@pytest.mark.parametrize("factor", [0, -0.5, 1.01])
-def test_a_factor_outside_0_to_1_is_refused(factor):
-    with pytest.raises(ValueError, match=r"factor must be in \(0, 1\]"):
-        EpisodeDecay(factor=factor)
 
 
 def test_an_exponential_schedule_may_rise():

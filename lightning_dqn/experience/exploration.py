@@ -174,6 +174,7 @@ class Boltzmann(Explorer):
     temperature: Schedule = field(default_factory=lambda: LinearSchedule(1.0, 0.1))
 
     def __post_init__(self) -> None:
+        self.temperature.check("collect.explorer.temperature")
         for name in ("start", "end"):
             value = getattr(self.temperature, name, 1.0)
             if not 0 < value < math.inf:
@@ -193,6 +194,7 @@ class Boltzmann(Explorer):
 
 
 def _check_epsilon(epsilon: Schedule) -> None:
+    epsilon.check("collect.explorer.epsilon")
     for name in ("start", "end"):
         value = getattr(epsilon, name, 0.0)
         if not 0 <= value <= 1:

@@ -55,6 +55,7 @@ class PrioritizedReplayBuffer(ReplayBuffer):
             raise ValueError(f"data.buffer.alpha must be in [0, 1], got {alpha}")
         if not isinstance(beta, Schedule) or isinstance(beta, EpisodeDecay):
             raise ValueError(f"data.buffer.beta must be a schedule over environment steps, got {beta!r}")
+        beta.check("data.buffer.beta")
         for name in ("start", "end"):
             value = getattr(beta, name, 0.0)
             if not 0 <= value <= 1:

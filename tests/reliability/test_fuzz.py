@@ -168,9 +168,7 @@ def configurations(rng, count, folder):
         if kind == "value":
             raw = str(rng.choice([*GARBAGE, fine]))
             args = given(field, raw, folder, flat and rng.random() < 0.5)
-            # a schedule that refuses a number does not know whose it is
-            named = "schedule.decay_steps" if field.endswith(".decay_steps") and raw in ("-1", "0") else field
-            yield before + args, None if accepts(yaml.safe_load(raw)) else named
+            yield before + args, None if accepts(yaml.safe_load(raw)) else field
         elif kind == "misspelt":
             i = int(rng.integers(len(field) - 3, len(field)))
             wrong = field[:i] + field[i + 1 :] + ("" if rng.random() < 0.5 else "x")
