@@ -11,6 +11,7 @@ from lightning_dqn.functional import huber_error, squared_error
 from lightning_dqn.learner.categorical import CategoricalHead, CategoricalReturn
 from lightning_dqn.learner.distributions import ExpectedReturn
 from lightning_dqn.learner.heads import (
+    MOST,
     DuelingStream,
     ExpectedHead,
     Head,
@@ -281,6 +282,19 @@ def test_what_is_too_small_is_refused_by_name(value):
     check_at_least(2, num_atoms=2, num_quantiles=3)
     with pytest.raises(ValueError, match=rf"^model\.head\.num_atoms must be at least 2, got {value}$"):
         check_at_least(2, num_quantiles=3, num_atoms=value)
+
+
+@pytest.mark.parametrize("value", [100_001, 10**30])
+def test_what_is_too_large_is_refused_by_name(value):
+    check_at_least(2, MOST, num_atoms=100_000)
+    with pytest.raises(ValueError, match=rf"^model\.head\.num_atoms must be at most 100,000, got {value}$"):
+        check_at_least(2, MOST, num_atoms=value)
+    with pytest.raises(ValueError, match=r"^model\.head\.num_atoms must be at most 100,000"):
+        CategoricalHead(4, 2, num_atoms=value)
+    with pytest.raises(ValueError, match=r"^model\.head\.num_quantiles must be at most 100,000"):
+        QuantileHead(4, 2, num_quantiles=value)
+    with pytest.raises(ValueError, match=r"^model\.head\.num_cosines must be at most 100,000"):
+        ImplicitQuantileHead(4, 2, num_cosines=value)
 
 
 def test_the_interface_of_heads_is_abstract():

@@ -716,6 +716,32 @@ def test_training_on_a_gpu(precision, fused):
 # settings that are refused
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"lr": -1.0}, r" \(lr\): Invalid learning rate: -1\.0"),
+        ({"lr": math.inf}, r": lr must be finite, got inf"),
+        ({"eps": -1.0}, r" \(eps\): Invalid epsilon value: -1\.0"),
+        ({"eps": math.inf}, r": eps must be finite, got inf"),
+        ({"betas": (0.9, 1.0)}, r" \(betas\): Invalid beta parameter at index 1: 1\.0"),
+        ({"weight_decay": math.nan}, r": Invalid weight_decay value: nan"),
+        ({"weight_decay": math.inf}, r": weight_decay must be finite, got inf"),
+    ],
+)
+def test_what_no_optimizer_can_work_with_is_refused_by_name(arguments, said):
+    with pytest.raises(ValueError, match=rf"^model\.optimizer{said}$"):
+        make_model(optimizer=partial(torch.optim.Adam, **arguments)).configure_optimizers()
+
+
+def test_a_network_that_cannot_be_made_is_refused_in_one_line():
+    def torso(observation_shape):
+        raise RuntimeError("can't allocate memory\nException raised from alloc")
+
+    said = r"^model\.torso and model\.head: the network cannot be made\. Too large\? can't allocate memory$"
+    with pytest.raises(ValueError, match=said):
+        make_model(torso=torso)
+
+
 @pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
 def test_precisions_without_float32_parameters_are_refused(precision):
     with pytest.raises(ValueError, match=r"^trainer\.precision: " + precision):

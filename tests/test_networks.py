@@ -157,9 +157,10 @@ def test_the_interface_of_torsos_is_abstract():
         Torso()
 
 
-@pytest.mark.parametrize("sizes", [(0,), (8, -1), (-3, 8)])
-def test_a_layer_without_neurons_is_refused_by_name(sizes):
-    with pytest.raises(ValueError, match=r"^model\.torso\.hidden_sizes must be at least 1 each, got \["):
+@pytest.mark.parametrize("sizes", [(0,), (8, -1), (-3, 8), (8, 100_001), (10**30,)])
+def test_a_layer_without_neurons_or_with_too_many_is_refused_by_name(sizes):
+    said = r"hidden_sizes must be at least 1 and at most 100,000 each, got \["
+    with pytest.raises(ValueError, match=rf"^model\.torso\.{said}"):
         MLPTorso([3], sizes)
-    with pytest.raises(ValueError, match=r"^model: hidden_sizes must be at least 1 each, got \["):
+    with pytest.raises(ValueError, match=rf"^model\.head\.stream\.{said}"):
         LinearStream(4, 2, 1, hidden_sizes=sizes)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_dqn.functional import bellman_backup, cross_entropy, project_categorical, take_action
 from lightning_dqn.learner.distributions import ReturnDistribution, same_kind
-from lightning_dqn.learner.heads import Head, LayerFactory, LinearStream, StreamFactory, check_at_least
+from lightning_dqn.learner.heads import MOST, Head, LayerFactory, LinearStream, StreamFactory, check_at_least
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class CategoricalHead(Head):
         v_max: float = 10.0,
     ) -> None:
         super().__init__()
-        check_at_least(2, num_atoms=num_atoms)
+        check_at_least(2, MOST, num_atoms=num_atoms)
         if not -torch.inf < v_min < v_max < torch.inf:
             raise ValueError(f"model.head.v_min ({v_min}) must be below model.head.v_max ({v_max}), both finite")
         self.stream = stream(num_features, num_actions, num_atoms, layer)

@@ -19,6 +19,8 @@ from lightning_dqn.learner.distributions import ElementwiseLoss, ExpectedReturn,
 LayerFactory = Callable[[int, int], nn.Module]
 """Builds a layer from its input and output size, as :class:`torch.nn.Linear` does."""
 
+MOST = 100_000  # of anything in a network: far above any use, and torch says of 10^30 what nobody understands
+
 
 def fully_connected(sizes: Sequence[int], layer: LayerFactory = nn.Linear) -> nn.Sequential:
     """Layers with a ReLU between each two, none after the last.
@@ -28,14 +30,27 @@ def fully_connected(sizes: Sequence[int], layer: LayerFactory = nn.Linear) -> nn
         layer: What each layer is made of.
 
     Raises:
-        ValueError: If a hidden size is below 1.
+        ValueError: If a hidden size is out of range.
     """
-    if any(size < 1 for size in sizes[1:-1]):
-        raise ValueError(f"model: hidden_sizes must be at least 1 each, got {list(sizes[1:-1])}")
+    check_hidden_sizes("model.head.stream", sizes[1:-1])
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(sizes):
         layers += [layer(inputs, outputs), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
+
+
+def check_hidden_sizes(field: str, sizes: Sequence[int]) -> None:
+    """Refuses sizes of layers that are none, or that no memory holds.
+
+    Args:
+        field: Of what has these layers.
+        sizes: Of its hidden layers.
+
+    Raises:
+        ValueError: Naming the field.
+    """
+    if not all(1 <= size <= MOST for size in sizes):
+        raise ValueError(f"{field}.hidden_sizes must be at least 1 and at most {MOST:,} each, got {list(sizes)}")
 
 
 class Stream(nn.Module, ABC):
@@ -153,8 +168,8 @@ class ExpectedHead(Head):
         return ExpectedReturn(numbers.squeeze(-1).float(), self.loss)
 
 
-def check_at_least(least: float, **arguments: float) -> None:
-    """Refuses arguments of a head that are too small or infinite.
+def check_at_least(least: float, most: float = inf, **arguments: float) -> None:
+    """Refuses arguments of a head that are too small, too large or infinite.
 
     Raises:
         ValueError: Naming the field.
@@ -164,3 +179,5 @@ def check_at_least(least: float, **arguments: float) -> None:
             raise ValueError(f"model.head.{name} must be finite")
         if not value >= least:
             raise ValueError(f"model.head.{name} must be at least {least}, got {value}")
+        if value > most:
+            raise ValueError(f"model.head.{name} must be at most {most:,}, got {value}")

@@ -112,7 +112,11 @@ class DQNLightningModule(LightningModule):
             raise ValueError(f"model.target_update_rate must be in (0, 1], got {target_update_rate}")
         if max_skipped_updates < 1:
             raise ValueError(f"model.max_skipped_updates must be at least 1, got {max_skipped_updates}")
-        self.online = QNetwork(observation_shape, num_actions, torso, head)
+        try:
+            self.online = QNetwork(observation_shape, num_actions, torso, head)
+        except RuntimeError as error:
+            said = str(error).partition("\n")[0]
+            raise ValueError(f"model.torso and model.head: the network cannot be made. Too large? {said}") from error
         self.target = copy.deepcopy(self.online).requires_grad_(False)
         self.target_rule = target_rule
         check_that_they_fit(self.online.head, self.online.torso.num_features, num_actions, target_rule)
@@ -185,8 +189,9 @@ class DQNLightningModule(LightningModule):
         """The optimizer over the online network alone, and the scheduler if there is one."""
         with _naming("model.optimizer"):
             optimizer = self.optimizer_factory(self.online.parameters())
-            if not all(math.isfinite(group["lr"]) for group in optimizer.param_groups):
-                raise ValueError("the learning rate must be finite")
+            for name, value in ((name, value) for group in optimizer.param_groups for name, value in group.items()):
+                if isinstance(value, float) and not math.isfinite(value):
+                    raise ValueError(f"{name} must be finite, got {value}")
         # a fused optimizer otherwise refuses gradient clipping under mixed precision; the scaler unscales as for any
         optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
         if self.lr_scheduler_factory is None:
@@ -510,9 +515,14 @@ class DQNLightningModule(LightningModule):
         metrics.reset()
 
 
+# what torch calls arguments of its optimizers in its errors, and what they are called
+_CALLED = {"learning rate": "lr", "epsilon": "eps", "beta parameter": "betas"}
+
+
 @contextmanager
 def _naming(field: str) -> Iterator[None]:
     try:
         yield
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{field}: {error}") from error
+        called = next((f" ({name})" for words, name in _CALLED.items() if words in str(error)), "")
+        raise ValueError(f"{field}{called}: {error}") from error

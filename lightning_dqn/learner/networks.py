@@ -9,7 +9,7 @@ from math import prod
 from torch import Tensor, nn
 
 from lightning_dqn.learner.distributions import ReturnDistribution
-from lightning_dqn.learner.heads import Head, fully_connected
+from lightning_dqn.learner.heads import Head, check_hidden_sizes, fully_connected
 
 
 class Torso(nn.Module, ABC):
@@ -34,13 +34,12 @@ class MLPTorso(Torso):
             the Q-function linear.
 
     Raises:
-        ValueError: If a size is below 1; names the field.
+        ValueError: If a size is out of range; names the field.
     """
 
     def __init__(self, observation_shape: Sequence[int], hidden_sizes: Sequence[int] = (128, 128)) -> None:
         super().__init__()
-        if any(size < 1 for size in hidden_sizes):
-            raise ValueError(f"model.torso.hidden_sizes must be at least 1 each, got {list(hidden_sizes)}")
+        check_hidden_sizes("model.torso", hidden_sizes)
         sizes = [prod(observation_shape), *hidden_sizes]
         self.num_features = sizes[-1]
         self.layers = nn.Sequential(nn.Flatten(), fully_connected(sizes), *[nn.ReLU()] * bool(hidden_sizes))

@@ -20,7 +20,7 @@ from lightning_dqn.functional import (
     take_action,
 )
 from lightning_dqn.learner.distributions import ReturnDistribution, same_kind
-from lightning_dqn.learner.heads import Head, LayerFactory, LinearStream, StreamFactory, check_at_least
+from lightning_dqn.learner.heads import MOST, Head, LayerFactory, LinearStream, StreamFactory, check_at_least
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ class QuantileHead(Head):
         kappa: float = 1.0,
     ) -> None:
         super().__init__()
-        check_at_least(2, num_quantiles=num_quantiles)
+        check_at_least(2, MOST, num_quantiles=num_quantiles)
         check_at_least(0, kappa=kappa)
         self.kappa = kappa
         self.stream = stream(num_features, num_actions, num_quantiles, layer)
@@ -192,8 +192,8 @@ class ImplicitQuantileHead(Head):
         kappa: float = 1.0,
     ) -> None:
         super().__init__()
-        check_at_least(2, num_samples=num_samples, num_target_samples=num_target_samples)
-        check_at_least(2, num_policy_samples=num_policy_samples, num_cosines=num_cosines)
+        check_at_least(2, MOST, num_samples=num_samples, num_target_samples=num_target_samples)
+        check_at_least(2, MOST, num_policy_samples=num_policy_samples, num_cosines=num_cosines)
         check_at_least(0, kappa=kappa)
         self.num_samples = num_samples
         self.num_target_samples = num_target_samples

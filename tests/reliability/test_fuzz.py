@@ -22,6 +22,7 @@ from tests.environments import RecordingBuffer
 
 HUGE = 10**30
 GARBAGE = ["nonsense", "-1", "0", "1.5", ".nan", ".inf", "-.inf", str(HUGE), "null", "[1, 2]", "{a: 1}", "true"]
+GARBAGE += ["[64, 0]", f"[{HUGE}]", "[0.5, 0.5]", "[]"]
 
 
 def whole(least, most=2**31 - 1):
@@ -42,8 +43,16 @@ def one_of(*values):
     return lambda value: any(type(value) is type(one) and value == one for one in values)
 
 
+def each(count, accepts):
+    """Accepts lists, of a length where one is given, of what something else accepts."""
+    return lambda value: type(value) is list and count in (None, len(value)) and all(map(accepts, value))
+
+
 UNIT = real(lambda value: 0 <= value <= 1)
 MANY = whole(1)
+SIZE = whole(2, 100_000)
+SIZES = each(None, whole(1, 100_000))
+FINITE = real(lambda value: 0 <= value < math.inf)
 # what is fine, said once more and independently of the code; algorithm, then by field what it accepts and a fine value
 FIELDS = {
     "double_dqn": {
@@ -72,6 +81,11 @@ FIELDS = {
         "model.target_update_period": (whole(1, math.inf), "10"),
         "model.target_update_rate": (real(lambda value: 0 < value <= 1), "0.5"),
         "model.max_skipped_updates": (whole(1, math.inf), "3"),
+        "model.optimizer.lr": (FINITE, "0.01"),
+        "model.optimizer.eps": (FINITE, "0.001"),
+        "model.optimizer.weight_decay": (FINITE, "0.1"),
+        "model.optimizer.betas": (each(2, real(lambda value: 0 <= value < 1)), "[0.5, 0.9]"),
+        "model.torso.hidden_sizes": (SIZES, "[8, 4]"),
         "collect.save_replay": (one_of(True, False), "false"),
         "collect.overlap": (one_of(False), "false"),  # an iteration takes two steps of all environments
         "collect.explorer.epsilon.start": (UNIT, "0.9"),
@@ -80,16 +94,27 @@ FIELDS = {
     },
     "per": {
         "data.buffer.alpha": (UNIT, "0.4"),
-        "data.buffer.epsilon": (real(lambda value: 0 <= value < math.inf), "0.01"),
+        "data.buffer.epsilon": (FINITE, "0.01"),
         "data.buffer.beta.start": (UNIT, "0.3"),
         "data.buffer.beta.end": (UNIT, "0.7"),
         "data.buffer.beta.decay_steps": (whole(1, math.inf), "9"),
     },
     "c51": {
+        "model.head.num_atoms": (SIZE, "21"),
         "model.head.v_min": (real(lambda value: -math.inf < value < 100), "-5"),
         "model.head.v_max": (real(lambda value: -100 < value < math.inf), "5.5"),
     },
-    "qr_dqn": {"model.head.kappa": (real(lambda value: 0 <= value < math.inf), "0.5")},
+    "qr_dqn": {"model.head.kappa": (FINITE, "0.5"), "model.head.num_quantiles": (SIZE, "7")},
+    "iqn": {
+        "model.head.num_samples": (SIZE, "4"),
+        "model.head.num_target_samples": (SIZE, "5"),
+        "model.head.num_policy_samples": (SIZE, "6"),
+        "model.head.num_cosines": (SIZE, "7"),
+    },
+    "rainbow": {
+        "model.head.layer.sigma": (FINITE, "0.3"),
+        "model.head.stream.hidden_sizes": (SIZES, "[8]"),
+    },
     "munchausen_dqn": {
         "model.target_rule.temperature": (real(lambda value: 0 < value < math.inf), "0.3"),
         "model.target_rule.alpha": (UNIT, "0.2"),
@@ -114,6 +139,8 @@ CONTRADICTIONS = [
     ("model.head.v_min", ["--config=c51", "--model.head.v_min=3", "--model.head.v_max=2"]),
     ("model.target_rule", ["--config=c51", "--model.target_rule=lightning_dqn.Transition"]),
     ("model.torso", ["--model.torso=lightning_dqn.NatureTorso"]),
+    ("model.torso", ["--model.torso.hidden_sizes=[100_000, 100_000_000]"]),
+    ("model.lr_scheduler", ["--model.lr_scheduler={class_path: torch.optim.lr_scheduler.StepLR}"]),
     ("collect.explorer.exponent", ["--collect.explorer={class_path: EZGreedy, init_args: {exponent: .nan}}"]),
     (
         "collect.explorer.temperature.start",
