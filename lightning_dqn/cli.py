@@ -34,7 +34,7 @@ _INSIDE_OF_A_PARSER = re.compile(
     r"(Does not validate against|Subtypes:|Errors:|Given value type:|Problem with given class_path|Expected a path but|"
     r"Given value: (NestedArg|Namespace)\(|Expected a <class 'NoneType'>)"
 )
-_APPS = {"test": "report", "compare": "compare"}
+_APPS = {"test": "report", "compare": "compare", "tune": "tune"}
 _PICTURES = {"video": EpisodeVideo, "curve": LearningCurve}
 _CHECKPOINTS: dict[str, dict[str, Any]] = {
     "checkpoint_best": {"filename": "best", "monitor": "val/return", "mode": "max", "save_weights_only": True},
@@ -231,29 +231,35 @@ def resolve_config_names(args: list[str]) -> list[str]:
     return resolved
 
 
-def find_config(name: str) -> str:
+def find_config(name: str, kind: str = "config") -> str:
     """Path of a configuration file.
 
     Args:
         name: A path, or the name of a shipped file without folder and ending, such as ``cartpole``.
+        kind: ``config``, or ``search`` for what ``tune`` searches.
 
     Raises:
         ValueError: If there is no such file; lists the shipped ones.
     """
     if Path(name).is_file():
         return name
-    shipped = shipped_configs()
+    shipped = shipped_configs(kind)
     if name not in shipped:
-        raise ValueError(f"config: {name!r} is neither a file nor one of the shipped {', '.join(sorted(shipped))}")
+        raise ValueError(f"{kind}: {name!r} is neither a file nor one of the shipped {', '.join(sorted(shipped))}")
     return str(shipped[name])
 
 
-def shipped_configs() -> dict[str, Path]:
-    """The configurations that come with the package, by bare name."""
+def shipped_configs(kind: str = "config") -> dict[str, Path]:
+    """The configurations that come with the package, by bare name.
+
+    Args:
+        kind: ``config``, or ``search`` for what ``tune`` searches.
+    """
     package = Path(__file__).parent
     # an installed wheel holds them inside the package, a checkout beside it
     home = next((path for path in (package / "configs", package.parent / "configs") if path.is_dir()), package)
-    return {path.stem: path for path in sorted(home.rglob("*.yaml"))}
+    found = sorted(home.rglob("*.yaml"))
+    return {path.stem: path for path in found if (path.parent.name == "search") == (kind == "search")}
 
 
 def in_one_line(message: str) -> str:

@@ -115,9 +115,13 @@ MAY_IMPORT = {
     "runs": {"command", "loggers"},
     "groups": {"command", "runs", "statistics"},
     "compare": {"command", "curves", "files", "groups", "report", "statistics"},
+    "space": {"command"},
+    "trial": {"cli", "command", "runs", "space"},
+    "study": {"command", "space", "trial"},
+    "tune": {"cli", "command", "files", "space", "trial"},
     "report": {"checkpoint_io", "command", "datamodule", "files", "module", "resume", "runs", "statistics"},
 }
-AT_RUN_TIME = {"module": {"collector", "signals"}, "cli": {"apps", "command", "report"}}
+AT_RUN_TIME = {"module": {"collector", "signals"}, "cli": {"apps", "command", "report"}, "tune": {"study"}}
 
 
 def imports_of_ours(path: Path) -> dict[str, set[str]]:
@@ -188,7 +192,7 @@ def test_nothing_unpickles(path):
 
 
 def test_the_package_can_be_imported_without_the_extras():
-    absent = "ale_py", "cv2", "minatar", "Box2D", "tensorboard"
+    absent = "ale_py", "cv2", "minatar", "Box2D", "tensorboard", "optuna", "onnx", "onnxruntime", "onnxscript"
     code = f"import sys; sys.modules.update(dict.fromkeys({absent})); import lightning_dqn, lightning_dqn.cli"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=PACKAGE.parent)
 

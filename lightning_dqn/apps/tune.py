@@ -1,0 +1,176 @@
+"""The command ``lightning-dqn tune``: a search for settings, on Optuna, in several processes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning_dqn.apps.command import Arguments, Refusal, at_least, needed
+from lightning_dqn.apps.space import read_search
+from lightning_dqn.apps.trial import ParsedFit, check, settings
+from lightning_dqn.cli import find_config, resolve_config_names
+from lightning_dqn.files import NewFile
+
+if TYPE_CHECKING:
+    from optuna import Study
+
+    from lightning_dqn.apps.study import Plan
+
+_INTERRUPTED = 130
+_SHOWN = 5
+_FEWEST_FOR_IMPORTANCE = 4
+
+
+def command(arguments: list[str]) -> None:
+    """``lightning-dqn tune --config ... --search ...``; the same command goes on where it was stopped.
+
+    Args:
+        arguments: Of the command line; what is not of this command is handed to ``fit``.
+
+    Raises:
+        Refusal: If Optuna is not installed, or something in the search is not understood; nothing is run then.
+    """
+    parser = Arguments("tune", "Searches for the settings with the highest val/return. Other arguments are fit's.")
+    parser.add_argument("--search", required=True, help="a file, or the bare name of a shipped one")
+    parser.add_argument("--output", type=Path, help="folder of the study; runs/search/NAME if not given")
+    parser.add_argument("--workers", type=int, default=1, help="processes that share the study")
+    parser.add_argument("--trials", type=int, help="instead of the file's")
+    parser.add_argument("--seeds", type=int, help="runs of each trial, instead of the file's")
+    parser.add_argument("--sampler", help="instead of the file's: grid, random, tpe")
+    parser.add_argument("--pruner", help="instead of the file's: none, median, hyperband")
+    parser.add_argument("--grace", type=int, default=60, help="seconds without a sign after which a worker is dead")
+    options, fit = parser.parse_known_args(arguments)
+    sys.argv[1:] = []  # LightningCLI warns of arguments given twice
+    at_least(1, "--workers", options.workers)
+    at_least(2, "--grace", options.grace)
+    needed("optuna", "search")
+    path = Path(_found(options.search, "search"))
+    instead = {name: getattr(options, name) for name in ("trials", "seeds", "sampler", "pruner")}
+    search = read_search(path, {name: value for name, value in instead.items() if value is not None})
+    fit = _resolved(fit)
+    check(fit, search.space)
+
+    from lightning_dqn.apps.study import Plan, open_study, work
+
+    plan = Plan(options.output or Path("runs/search") / path.stem, fit, search, options.grace)
+    study = open_study(plan)
+    if options.workers == 1:
+        _until_interrupted(lambda: work(plan))
+    else:
+        _in_processes(work, plan, options.workers)
+    _finish(study, plan)
+
+
+def _found(name: str, folder: str) -> str:
+    try:
+        return find_config(name, folder)
+    except ValueError as error:
+        raise Refusal(str(error)) from error
+
+
+def _resolved(fit: list[str]) -> list[str]:
+    try:
+        return resolve_config_names(fit)
+    except ValueError as error:
+        raise Refusal(str(error)) from error
+
+
+def _until_interrupted(run: Callable[[], None]) -> None:
+    try:
+        run()
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on")
+        sys.exit(_INTERRUPTED)
+
+
+def _in_processes(work: Callable[[Plan], None], plan: Plan, workers: int) -> None:
+    # fresh interpreters: a fork would take threads and locks of this one along
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=_work, args=(work, plan)) for _ in range(workers)]
+    for process in processes:
+        process.start()
+
+    def wait() -> None:
+        for process in processes:
+            process.join()
+
+    try:
+        wait()
+    except KeyboardInterrupt:
+        wait()  # they have had it too, and finish their step
+        print("interrupted; the same command goes on")
+        sys.exit(_INTERRUPTED)
+
+
+def _work(work: Callable[[Plan], None], plan: Plan) -> None:
+    try:
+        work(plan)
+    except KeyboardInterrupt:
+        sys.exit(_INTERRUPTED)
+
+
+def _finish(study: Study, plan: Plan) -> None:
+    from lightning_dqn.apps.study import best_of, finished
+
+    count, wanted = len(finished(study)), plan.search.num_trials
+    best = best_of(study)
+    if count < wanted:
+        sys.exit(f"error: {count} of {wanted} trials are done, and no worker is left; the same command goes on")
+    if best is None:
+        errors = [str(trial.user_attrs["error"]) for trial in study.trials if "error" in trial.user_attrs]
+        sys.exit(f"error: no trial went to its end; {errors[-1] if errors else 'all were pruned'}")
+    print("\n" + _table(study))
+    seeds = f"mean of {plan.search.seeds} seeds" if plan.search.seeds > 1 else "one seed"
+    head = f"# trial {best.number} of {count}: val/return {best.values[0]:.1f}, {seeds}\n"
+    with NewFile(plan.folder / "best.yaml") as file:
+        file.write((head + ParsedFit([*plan.args, *settings(best.params)]).text).encode())
+    print(f"\nlightning-dqn fit --config {plan.folder / 'best.yaml'}")
+    for picture in _draw(study, plan.folder):
+        print(f"picture in {picture}")
+
+
+def _table(study: Study) -> str:
+    complete = [trial for trial in study.trials if trial.values]
+    best = sorted(complete, key=lambda trial: -trial.values[0])[:_SHOWN]
+    names = list(best[0].params)
+    lines = ["| trial | val/return | " + " | ".join(names) + " |", "|---|---|" + "---|" * len(names)]
+    for trial in best:
+        values = " | ".join(_short(trial.params[name]) for name in names)
+        lines.append(f"| {trial.number} | {trial.values[0]:.1f} | {values} |")
+    states = [trial.state.name for trial in study.trials]
+    errors = sum("error" in trial.user_attrs for trial in study.trials)
+    lines.append(f"\n{states.count('COMPLETE')} trials to their end, {states.count('PRUNED')} pruned, {errors} failed")
+    return "\n".join(lines)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _draw(study: Study, folder: Path) -> list[Path]:
+    import matplotlib as mpl
+    import matplotlib.pyplot as plt
+    from optuna.visualization import matplotlib as pictures
+
+    plt.switch_backend("agg")
+    drawn = []
+    complete = [trial for trial in study.trials if trial.values]
+    kinds: dict[str, Callable[..., Any]] = {"history": pictures.plot_optimization_history}
+    if len(complete) >= _FEWEST_FOR_IMPORTANCE and len({trial.values[0] for trial in complete}) > 1:
+        kinds["importance"] = pictures.plot_param_importances
+    for name, draw in kinds.items():
+        with warnings.catch_warnings(), mpl.rc_context():  # they set a style for all that is drawn later
+            warnings.simplefilter("ignore")  # of Optuna, that its pictures may change
+            axes = draw(study, target_name="val/return") if name == "history" else draw(study)
+        axes.figure.set_size_inches(8, 4.5)
+        axes.figure.set_layout_engine("constrained")
+        path = folder / f"{name}.png"
+        with NewFile(path) as file:
+            axes.figure.savefig(file, format="png", dpi=130)
+        plt.close(axes.figure)
+        drawn.append(path)
+    return drawn
