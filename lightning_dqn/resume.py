@@ -104,7 +104,7 @@ class RunState:
         replay, problem = None, "another process could not write"
         (home, _), rank = full_checkpoint(trainer), trainer.global_rank
         try:
-            replay = self._snapshots.save(home, data.env_steps, rank, arrays, meta, data.buffer.rings())
+            replay = self._snapshots.save(home, data.env_steps, rank, arrays, meta, data.buffer.rings(), _ends(trainer))
         except OSError as error:
             problem = str(error)
         if not trainer.strategy.reduce_boolean_decision(replay is not None):
@@ -191,6 +191,11 @@ class RunState:
     def _written(self, checkpoint: Mapping[str, Any]) -> None:
         if checkpoint.get("replay") is not None:
             self._snapshots.written(checkpoint["replay"])
+
+
+def _ends(trainer: Trainer) -> bool:
+    """Whether a signal ends the run, which may have few seconds left."""
+    return any(getattr(callback, "interrupted", False) for callback in trainer.callbacks)  # type: ignore[attr-defined]
 
 
 def _beside(trainer: Trainer) -> Path:

@@ -96,12 +96,13 @@ class GracefulInterrupt(Callback):
             return
         folder, name = full_checkpoint(trainer)
         path = folder / f"{name}.ckpt"
+        if number != signal.SIGUSR1:
+            self._stop(trainer, number)  # first: the save is quicker where it knows that it is the last
         trainer.save_checkpoint(path)
         if number == signal.SIGUSR1:
             rank_zero_info(f"\nSaved {path} after {number.name}.")
             return
         rank_zero_info(f"\nStopped after {number.name}; go on with --ckpt_path {path}")
-        self._stop(trainer, number)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Ends a run whose signal came just before; the checkpoint of a validation is written next."""

@@ -13,6 +13,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_dqn import ExperienceDataModule, GracefulInterrupt, MLPTorso
+from lightning_dqn.experience.snapshots import SnapshotKeeper
 from tests.environments import Chain
 
 ROOT = Path(__file__).parents[1]
@@ -275,3 +276,29 @@ def test_sigterm_while_the_first_experience_is_collected_ends_the_run_at_once(ma
     assert ended.value.code == 143
     assert Terminated.steps == 10  # of two environments, the second step of both
     assert list(tmp_path.glob("*.ckpt")) == []
+
+
+@pytest.mark.parametrize(
+    ("number", "hurries"), [(signal.SIGTERM, True), (signal.SIGINT, True), (signal.SIGUSR1, False)]
+)
+def test_only_a_save_that_ends_the_run_is_in_a_hurry(make_trainer, make_model, tmp_path, monkeypatch, number, hurries):
+    class Send(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if batch_idx == 3:
+                signal.raise_signal(number)
+
+    seen, save = [], SnapshotKeeper.save
+
+    def noted(self, *args):
+        seen.append(args[6])
+        return save(self, *args)
+
+    monkeypatch.setattr(SnapshotKeeper, "save", noted)
+    data = ExperienceDataModule(
+        "CartPole-v1", num_envs=1, learning_starts=50, batch_size=4, steps_per_epoch=100, eval_episodes=1
+    )
+    latest = ModelCheckpoint(tmp_path, "latest", save_on_train_epoch_end=False, every_n_epochs=9)
+    trainer = make_trainer(callbacks=[Send(), latest], enable_checkpointing=True, limit_val_batches=0)
+    with suppress(SystemExit):
+        trainer.fit(make_model(data), data)
+    assert seen == [hurries]

@@ -312,6 +312,22 @@ def test_nothing_is_taken_from_a_newer_one_which_was_not_gone_on_from_for_a_reas
     again.keeper.close()
 
 
+def test_in_a_hurry_nothing_is_written_that_is_there_and_the_next_run_shares_nothing_more(run, monkeypatch):
+    monkeypatch.setattr(write_behind.WriteBehind, "start", lambda self: None)  # so there is one copy only
+    run.put(1250)
+    first = run.save()
+    run.begin(run.home / first["name"] / "rank0")
+    run.put(10)
+    second = run.keeper.save(run.home, 1260, 0, {"y": np.zeros(3)}, {}, run.rings, hurry=True)
+    run.keeper.written(second)
+    common = shared(run.inodes(first), run.inodes(second))
+    assert len(common) == 9
+    run.keeper.close()
+    again = resumed(run, second)
+    assert shared(run.inodes(second), again.inodes(again.save())) == []
+    again.keeper.close()
+
+
 def test_what_was_saved_before_the_beginning_can_be_taken_over_as_well(run):
     run.put(1250)
     replay = run.keeper.save(run.home, 1250, 0, {}, {}, run.rings)

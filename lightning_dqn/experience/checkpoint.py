@@ -6,7 +6,7 @@ import contextlib
 import json
 import math
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -57,7 +57,7 @@ def save_snapshot(
     arrays: Mapping[str, NDArray[Any]],
     meta: Mapping[str, Any],
     rings: Mapping[str, Rows] | None = None,
-    store: SegmentStore | None = None,
+    *stores: SegmentStore,
 ) -> str:
     """Writes arrays, rings and plain values into a directory that appears only when it is complete.
 
@@ -69,7 +69,8 @@ def save_snapshot(
         arrays: By name; each becomes ``<name>.npy``.
         meta: Anything JSON can hold.
         rings: By name; each becomes ``<name>.0.npy`` and so on, a segment each.
-        store: Segments that are final are linked from here, and written into it before if they are not there.
+        stores: Segments that are final are linked from the first that has them; if none does, they are written into
+            the first before.
 
     Returns:
         The SHA-256 of its manifest, which stands for all of it.
@@ -83,10 +84,10 @@ def save_snapshot(
     cut = list(segments(rings or {}))
     directory.parent.mkdir(parents=True, exist_ok=True)
     new = [array.nbytes for array in arrays.values()]
-    new += [segment.num_bytes for segment in cut if store is None or not store.holds(segment)]
+    new += [segment.num_bytes for segment in cut if not any(store.holds(segment) for store in stores)]
     check_space(directory.parent, sum(new) + _HEADER_BYTES * len(new))
     with new_directory(directory) as temporary:
-        files = {segment.file: _put(segment, temporary, store) for segment in cut}
+        files = {segment.file: _put(segment, temporary, stores) for segment in cut}
         files |= {f"{name}.npy": write_array(temporary / f"{name}.npy", array) for name, array in arrays.items()}
         layouts = {name: layout(rows) for name, rows in (rings or {}).items()}
         manifest = {"format_version": FORMAT_VERSION, "files": files, "rings": layouts, "meta": dict(meta)}
@@ -176,12 +177,12 @@ def prune_snapshots(parent: Path, keep: Collection[str]) -> None:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def _put(segment: Segment, folder: Path, store: SegmentStore | None) -> str:
+def _put(segment: Segment, folder: Path, stores: Sequence[SegmentStore]) -> str:
     """Puts a segment into a folder, by a link if that can be; returns its SHA-256."""
-    if store is not None:
+    if stores and not any(store.holds(segment) for store in stores):
         with contextlib.suppress(OSError):  # the disk may still have room for the one file that is needed
-            if not store.holds(segment):
-                store.add(segment)
+            stores[0].add(segment)
+    for store in stores:
         linked = store.link(segment, folder)
         if linked is not None:
             return linked

@@ -20,7 +20,6 @@ from lightning_dqn.experience.checkpoint import (
 )
 from lightning_dqn.experience.pieces import Saved
 from lightning_dqn.experience.rows import Rows
-from lightning_dqn.experience.segments import SegmentStore
 from lightning_dqn.experience.write_behind import WriteBehind
 from lightning_dqn.files import clean_leftovers
 
@@ -89,6 +88,7 @@ class SnapshotKeeper:
         arrays: Mapping[str, NDArray[Any]],
         meta: Mapping[str, Any],
         rings: Mapping[str, Rows] | None = None,
+        hurry: bool = False,
     ) -> dict[str, str]:
         """Writes a snapshot.
 
@@ -99,6 +99,8 @@ class SnapshotKeeper:
             arrays: See :func:`~lightning_dqn.experience.checkpoint.save_snapshot`.
             meta: See there.
             rings: See there.
+            hurry: Whether to share files with the last snapshot rather than write what the next one lacks; for the
+                last save of a run that has seconds left.
 
         Returns:
             What a checkpoint needs to find it again.
@@ -115,8 +117,9 @@ class SnapshotKeeper:
         if step not in self._own:
             shutil.rmtree(parent / f"rank{rank}", ignore_errors=True)
         try:
-            with self._paused() as store:
-                checksum = save_snapshot(parent / f"rank{rank}", arrays, meta, rings, store)
+            with self._paused() as behind:
+                stores = () if behind is None else (behind.store, behind.other)[: 2 if hurry else 1]
+                checksum = save_snapshot(parent / f"rank{rank}", arrays, meta, rings, *stores)
         except OSError:
             with contextlib.suppress(OSError):
                 parent.rmdir()
@@ -182,23 +185,23 @@ class SnapshotKeeper:
                 parent.rmdir()  # which only an empty one allows
 
     @contextlib.contextmanager
-    def _paused(self) -> Iterator[SegmentStore | None]:
-        """Lends the present store, if there is one."""
+    def _paused(self) -> Iterator[WriteBehind | None]:
+        """Lends what is written behind, if anything is, while the thread is not at work."""
         if self._behind is None:
             yield None
             return
         self._behind.stop()
         try:
-            yield self._behind.store
+            yield self._behind
         finally:
             self._behind.start()
 
     def _switch(self) -> None:
         """Sees to it that the next snapshot shares no file with the last."""
         self._unwritten = None
-        with self._paused():
-            if self._behind is not None:
-                self._behind.switch()
+        with self._paused() as behind:
+            if behind is not None:
+                behind.switch()
 
 
 def _take_over(behind: WriteBehind, held: Path, rings: Mapping[str, Rows]) -> None:
@@ -222,11 +225,12 @@ def _one_before(directory: Path) -> Path | None:
 
 
 def _same(before: Path, held: Path, files: Mapping[str, str]) -> dict[str, str]:
-    """The files that two snapshots have in common, by checksum: also where the one before is another run's."""
-    said = read_manifest(before).files
-    # what is cut short need not spread
-    return {
-        file: checksum
-        for file, checksum in files.items()
-        if said.get(file) == checksum and (before / file).stat().st_size == (held / file).stat().st_size
-    }
+    """The files of equal content that two snapshots have, by checksum: the one before may be another run's."""
+    said, found = read_manifest(before).files, {}
+    for file, checksum in files.items():
+        if said.get(file) == checksum:
+            one, other = (before / file).stat(), (held / file).stat()
+            # what is cut short need not spread, and one that was saved in a hurry is no second copy
+            if one.st_size == other.st_size and one.st_ino != other.st_ino:
+                found[file] = checksum
+    return found

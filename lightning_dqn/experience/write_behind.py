@@ -53,6 +53,11 @@ class WriteBehind:
         """The one that the next snapshot takes its files from; not to be used while the thread is at work."""
         return self._stores[0]
 
+    @property
+    def other(self) -> SegmentStore:
+        """The one that the last snapshot had its files from."""
+        return self._stores[1]
+
     def switch(self) -> None:
         """Goes over to the other store; not while the thread is at work."""
         self._stores.reverse()
