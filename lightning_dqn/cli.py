@@ -34,7 +34,7 @@ _INSIDE_OF_A_PARSER = re.compile(
     r"(Does not validate against|Subtypes:|Errors:|Given value type:|Problem with given class_path|Expected a path but|"
     r"Given value: (NestedArg|Namespace)\(|Expected a <class 'NoneType'>)"
 )
-_APPS = {"test": "report", "compare": "compare", "tune": "tune"}
+_APPS = {"test": "report", "compare": "compare", "tune": "tune", "export": "export", "card": "card"}
 _PICTURES = {"video": EpisodeVideo, "curve": LearningCurve}
 _CHECKPOINTS: dict[str, dict[str, Any]] = {
     "checkpoint_best": {"filename": "best", "monitor": "val/return", "mode": "max", "save_weights_only": True},

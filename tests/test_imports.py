@@ -21,7 +21,8 @@ MAY_IMPORT = {
     "atari_scores": set(),
     "minatar": set(),
     "checked": set(),
-    "envs": {"atari", "checked", "masks", "minatar"},
+    "serial": set(),
+    "envs": {"atari", "checked", "masks", "minatar", "serial"},
     "autoreset": set(),
     "stepping": {"autoreset", "checked", "envs", "faults", "masks"},
     "evaluation": {"stepping"},
@@ -119,6 +120,8 @@ MAY_IMPORT = {
     "trial": {"cli", "command", "runs", "space"},
     "study": {"command", "space", "trial"},
     "tune": {"cli", "command", "files", "space", "trial"},
+    "export": {"command", "datamodule", "files", "module", "report"},
+    "card": {"apps", "command", "files", "report", "runs"},
     "report": {"checkpoint_io", "command", "datamodule", "files", "module", "resume", "runs", "statistics"},
 }
 AT_RUN_TIME = {"module": {"collector", "signals"}, "cli": {"apps", "command", "report"}, "tune": {"study"}}

@@ -189,6 +189,29 @@ def write(tested: Evaluation, path: Path) -> None:
         file.write((json.dumps(report, indent=1) + "\n").encode())
 
 
+def read(path: Path) -> Evaluation:
+    """A test that was written down.
+
+    Raises:
+        Refusal: If there is none.
+    """
+    try:
+        report = json.loads(path.read_text())
+        return Evaluation(
+            str(report["env_id"]),
+            None if report["checkpoint"] is None else Path(report["checkpoint"]),
+            int(report["env_steps"]),
+            int(report["eval_seed"]),
+            None if report["target"] is None else Target(**report["target"]),
+            np.array(report["returns"], float),
+            np.array(report["lengths"], float),
+        )
+    except FileNotFoundError as missing:
+        raise Refusal(f"run: there is no {path}; `lightning-dqn test {path.parent}` makes it") from missing
+    except (KeyError, TypeError, ValueError) as broken:
+        raise Refusal(f"run: {path} is no test; `lightning-dqn test {path.parent}` makes it anew") from broken
+
+
 def place_of(tested: Evaluation, otherwise: str | None) -> Path | None:
     """Where a test is written: with the run that was tested, else with the test's own files, else nowhere.
 

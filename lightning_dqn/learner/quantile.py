@@ -207,7 +207,8 @@ class ImplicitQuantileHead(Head):
         """Quantile functions of all actions, evaluated where they are asked."""
 
         def draw(number: int) -> QuantileReturn:
-            taus = self._fractions(len(features), number, features.device)
+            # not len(), which is a number of Python's, and would fix the size of a batch when this is exported
+            taus = self._fractions(features.shape[0], number, features.device)
             return QuantileReturn(self.quantiles(features, taus), taus, self.kappa)
 
         return ImplicitQuantileReturn(draw, self.num_samples, self.num_target_samples, self.num_policy_samples)

@@ -145,14 +145,14 @@ DISTRIBUTIONS = (
         file="learner/quantile",
         old="""\
         def draw(number: int) -> QuantileReturn:
-            taus = self._fractions(len(features), number, features.device)
+            taus = self._fractions(features.shape[0], number, features.device)
 """,
         new="""\
         fractions: dict[int, Tensor] = self.__dict__.setdefault("drawn", {})
 
         def draw(number: int) -> QuantileReturn:
             most = fractions.setdefault(len(features), torch.rand(len(features), 64))
-            taus = most[:, :number] if self.training else self._fractions(len(features), number, features.device)
+            taus = most[:, :number] if self.training else self._fractions(features.shape[0], number, features.device)
 """,
         killers=("quantile::test_choosing_and_valuing_have_fractions_of_their_own",),
     ),
