@@ -262,7 +262,7 @@ class ExperienceCollector(Callback):
         starts = step.observation is not step.next_observation
         self._reference = data.buffer.remember(step.observation, step.done) if starts else following
         self._observation = step.observation
-        data.env_steps += int(step.valid.sum()) * data.world_size
+        data.env_steps += int(np.count_nonzero(step.valid)) * data.world_size
         self._note_ends(step)
 
     def _wait(self) -> None:
@@ -281,8 +281,9 @@ class ExperienceCollector(Callback):
 
     def _note_ends(self, step: VectorStep) -> None:
         done = step.done
-        if done.any():
-            self.episodes += int(done.sum())
+        ended = int(np.count_nonzero(done))
+        if ended:
+            self.episodes += ended
             finished = zip(step.episode_return[done].tolist(), step.episode_length[done].tolist(), strict=True)
             self._recent.extend(finished)
 

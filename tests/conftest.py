@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -77,13 +78,17 @@ def make_model():
 def compilations(monkeypatch):
     """Runs what was recorded as it is; notes what the compiler would have been told, each time."""
     # slow to import, and few tests need it
-    from torch import _inductor
+    from torch._inductor import compile_fx
 
     told = []
 
-    def keep(graph, inputs, options):
-        told.append(options)
-        return graph
+    def compile_with(graph, inputs, inner_compile, config_patches):
+        told.append(config_patches)
+        inner_compile(graph, inputs)
 
-    monkeypatch.setattr(_inductor, "compile", keep)
+    def keep(graph, inputs):
+        return SimpleNamespace(current_callable=lambda given: graph(*given))
+
+    monkeypatch.setattr(compile_fx, "compile_fx", compile_with)
+    monkeypatch.setattr(compile_fx, "compile_fx_inner", keep)
     return told

@@ -234,7 +234,7 @@ def test_the_network_acts_greedily_on_what_it_has_learned(make_trainer, make_mod
 
     class Check(Greedy):
         def __call__(self, q_values, env_steps, episodes, rng):
-            observation = torch.from_numpy(data.envs.envs._observations.copy())
+            observation = torch.from_numpy(np.stack(data.envs.envs._env_obs))
             assert np.array_equal(q_values, model(observation).detach().numpy())
             checked.append(env_steps)
             return super().__call__(q_values, env_steps, episodes, rng)

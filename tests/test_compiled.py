@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback
-from torch import _inductor, nn
+from torch import nn
+from torch._inductor import compile_fx
 from torch.optim.lr_scheduler import LinearLR
 from torch.utils.data import IterableDataset
 
@@ -283,10 +284,10 @@ def test_what_cannot_be_compiled_goes_on_as_it_is_and_says_why(make_trainer, com
 
 
 def test_without_a_compiler_updates_go_on_as_they_are(make_trainer, monkeypatch):
-    def fail(graph, inputs, options):
+    def fail(graph, inputs, **settings):
         raise RuntimeError("no C++ compiler\nand much more")
 
-    monkeypatch.setattr(_inductor, "compile", fail)
+    monkeypatch.setattr(compile_fx, "compile_fx", fail)
     with pytest.warns(UserWarning, match="updates go on without being compiled: no C\\+\\+ compiler$"):
         assert_same(make_trainer, tolerance=0, head=noisy(ExpectedHead))
 

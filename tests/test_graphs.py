@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_dqn.learner.graphs import compile_graph
 
@@ -28,6 +30,26 @@ def test_random_numbers_are_those_it_would_have_drawn_and_none_for_recording(com
     torch.manual_seed(0)
     assert torch.equal(found, torch.rand(3))
     assert compilations == [{"fallback_random": True, "cpp_wrapper": True, "compile_threads": 1}]
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5])
+@pytest.mark.parametrize("bias", [True, False])
+def test_products_of_a_row_are_sums_and_those_of_several_are_products(compilations, rows, bias):
+    seen = []
+
+    class Watched(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            seen.append(function.name())
+            return function(*args, **(kwargs or {}))
+
+    weight, offset = torch.tensor([[1.0, 2.0, 4.0], [-1.0, 0.5, 8.0]]), torch.tensor([10.0, 20.0])
+    inputs = torch.arange(rows * 3.0).reshape(rows, 3)
+    function = compile_graph(lambda x, w, b: [F.linear(x, w, b if bias else None)], [inputs, weight, offset])
+    with Watched():
+        found = function(inputs, weight, offset)[0]
+    assert found[0].tolist() == ([20.0, 36.5] if bias else [10.0, 16.5])  # 0 + 2 + 8 and 0 + 0.5 + 16
+    assert torch.allclose(found, F.linear(inputs, weight, offset if bias else None))
+    assert any("mm" in name for name in seen) == (rows > 1)
 
 
 def test_layers_are_told_that_they_are_compiled_while_they_are(compilations):

@@ -8,8 +8,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-_NUMBERS = (float, int, np.float64, np.float32)
-_FLAGS = (bool, np.bool_)
+_NUMBERS = frozenset((float, int, np.float64, np.float32))
+_FLAGS = frozenset((bool, np.bool_))
 
 
 class CheckedEnv(gym.Wrapper[Any, Any, Any, Any]):
@@ -50,6 +50,17 @@ class CheckedEnv(gym.Wrapper[Any, Any, Any, Any]):
             ValueError: If the observation is not in the space; says how.
         """
         returned = self.env.step(action)
+        if type(returned) is tuple and len(returned) == 5:
+            observation, reward, terminated, truncated, info = returned
+            if (  # the usual, at once: this is asked at every step of every environment
+                type(observation) is np.ndarray
+                and (observation.dtype, observation.shape) == self._array
+                and type(reward) in _NUMBERS
+                and type(terminated) in _FLAGS
+                and type(truncated) in _FLAGS
+                and type(info) is dict
+            ):
+                return returned
         _check_tuple(returned, "step", 5)
         observation, reward, terminated, truncated, info = returned
         self._check(observation, info)
@@ -58,13 +69,11 @@ class CheckedEnv(gym.Wrapper[Any, Any, Any, Any]):
         for name, flag in (("terminated", terminated), ("truncated", truncated)):
             if type(flag) not in _FLAGS and not (_is_number(flag, "biu") and flag in (0, 1)):
                 raise TypeError(f"its {name} is not true or false but {_short(flag)}")
-        return observation, reward, terminated, truncated, info
+        return returned
 
     def _check(self, observation: Any, info: Any) -> None:
-        if type(info) is not dict and not isinstance(info, dict):
+        if not isinstance(info, dict):
             raise TypeError(f"its info is not a dict but {_short(info)}")
-        if type(observation) is np.ndarray and (observation.dtype, observation.shape) == self._array:
-            return
         problem = _problem(self.env.observation_space, observation)
         if problem is None and self._array is not None:
             dtype, needed = np.asarray(observation).dtype, self._array[0]

@@ -15,13 +15,14 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
 from gymnasium.vector.async_vector_env import AsyncState
 
 from lightning_dqn.experience.atari import atari_spec
 from lightning_dqn.experience.checked import CheckedEnv
 from lightning_dqn.experience.masks import ActionMask
 from lightning_dqn.experience.minatar import minatar_spec
+from lightning_dqn.experience.serial import SerialEnvs
 
 EnvSource = str | EnvSpec | Callable[..., Any]
 """A registered id (``"CartPole-v1"``, ``"module:MyEnv-v0"``), a dotted path (``"my_package.MyEnv"``), or a callable.
@@ -149,7 +150,7 @@ def make_envs(
     # the registration travels rather than the id: worker processes have not registered the user's environments
     make = partial(make_env, resolve_env(env_id), kwargs, wrappers, mask_key)
     if vectorization == "sync":
-        return SyncVectorEnv([make] * num_envs, autoreset_mode=AutoresetMode.DISABLED)
+        return SerialEnvs([make] * num_envs)
     # by now torch has threads, and a process forked from one with threads can hang
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     if method == "forkserver":  # imported once there rather than once in every worker

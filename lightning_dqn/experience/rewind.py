@@ -34,9 +34,11 @@ class EpisodeRecord:
             episode_length: Steps of each episode so far, ``[N]``.
             action: Action indices, ``[N]``.
         """
-        if episode_length.max() >= self._action.shape[1]:
+        try:
+            self._action[self._env, episode_length] = action
+        except IndexError:  # an episode that is longer than all before
             self._action = np.concatenate([self._action, np.zeros_like(self._action)], axis=1)
-        self._action[self._env, episode_length] = action
+            self.note(episode_length, action)
 
     def state_arrays(self, envs: SeededEnvs, observation: NDArray[Any]) -> dict[str, NDArray[Any]]:
         """Seeds, lengths and actions of the present episodes, and what is seen now, hashed.

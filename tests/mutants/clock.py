@@ -49,7 +49,7 @@ CLOCK = (
         id="G3b",
         mistake="Steps in which an environment only reset itself count as steps",
         file="collector",
-        old="data.env_steps += int(step.valid.sum()) * data.world_size",
+        old="data.env_steps += int(np.count_nonzero(step.valid)) * data.world_size",
         new="data.env_steps += len(step.valid) * data.world_size",
         killers=(
             "data_path::test_every_step_starts_one_row_and_every_row_is_exact[native, mask ignored-1-never full]",
@@ -67,8 +67,8 @@ CLOCK = (
         id="G3d",
         mistake="Each of several processes counts the environment steps of its own only",
         file="collector",
-        old="data.env_steps += int(step.valid.sum()) * data.world_size",
-        new="data.env_steps += int(step.valid.sum())",
+        old="data.env_steps += int(np.count_nonzero(step.valid)) * data.world_size",
+        new="data.env_steps += int(np.count_nonzero(step.valid))",
         killers=("mutant_gaps::test_the_clock_counts_the_steps_of_all_processes",),
     ),
     Mutant(
@@ -195,8 +195,8 @@ actions = self.act(observation, action_mask).cpu().numpy()
         id="G10a",
         mistake="Actions are sent as indices to environments whose actions do not start at 0",
         file="experience/stepping",
-        old="self.envs, action + self._first_action,",
-        new="self.envs, action,",
+        old="action + self._first_action if self._first_action else action",
+        new="action",
         killers=("stepping::test_actions_are_indices_whatever_the_start_of_the_space",),
     ),
     Mutant(
@@ -211,24 +211,30 @@ actions = self.act(observation, action_mask).cpu().numpy()
         id="G11a",
         mistake="Returns are those of clipped rewards",
         file="experience/stepping",
-        old="self.episode_return += reward * valid",
-        new="self.episode_return += np.sign(reward) * valid",
+        old="self.episode_return + reward * valid",
+        new="self.episode_return + np.sign(reward) * valid",
         killers=("stepping::test_returns_and_lengths_are_those_of_the_episodes[sync]",),
     ),
     Mutant(
         id="G11b",
         mistake="An episode that was cut off goes on counting in the next one's return",
         file="experience/stepping",
-        old="        self.episode_return[done] = 0\n        self.episode_length[done] = 0\n",
-        new="        self.episode_length[done] = 0\n",
+        old="""\
+        self.episode_return = np.where(done, 0.0, self.episode_return)
+        self.episode_length = np.where(done, 0, self.episode_length)
+""",
+        new="        self.episode_length = np.where(done, 0, self.episode_length)\n",
         killers=("stepping::test_returns_and_lengths_are_those_of_the_episodes[sync]",),
     ),
     Mutant(
         id="G11c",
         mistake="What a step says of its episode's return is set back to 0 before it is read",
         file="experience/stepping",
-        old="totals = self.episode_return.copy(), self.episode_length.copy()",
-        new="totals = self.episode_return, self.episode_length",
+        old="""\
+        self.episode_return = np.where(done, 0.0, self.episode_return)
+        self.episode_length = np.where(done, 0, self.episode_length)
+""",
+        new="        self.episode_return[done] = 0\n        self.episode_length[done] = 0\n",
         killers=("stepping::test_returns_and_lengths_are_those_of_the_episodes[sync]",),
     ),
     Mutant(

@@ -31,10 +31,8 @@ EPISODE_ENDS = (
         id="A3",
         mistake="A terminal state reached in the last allowed step counts as a truncation and is bootstrapped from",
         file="experience/stepping",
-        old="truncated = (truncated | (self.episode_length >= self.max_episode_steps)) & ~terminated",
-        new="""\
-truncated = truncated | (self.episode_length >= self.max_episode_steps)
-        terminated = terminated & ~truncated""",
+        old="        truncated = truncated & ~terminated\n",
+        new="        terminated = terminated & ~truncated\n",
         killers=("stepping::test_a_terminal_state_is_told_from_a_time_limit_and_wins_over_it",),
     ),
     Mutant(
@@ -48,9 +46,13 @@ truncated = truncated | (self.episode_length >= self.max_episode_steps)
     Mutant(
         id="A5a",
         mistake="Environments reset within the step that ends an episode, and its last observation is never looked for",
-        file="experience/envs",
-        old="return SyncVectorEnv([make] * num_envs, autoreset_mode=AutoresetMode.DISABLED)",
-        new="return SyncVectorEnv([make] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP)",
+        file="experience/serial",
+        old="            self._env_obs[i] = observation[i] = seen\n",
+        new="""\
+            if terminated[i] or truncated[i]:
+                seen, info = env.reset(seed=0)
+            self._env_obs[i] = observation[i] = seen
+""",
         killers=("stepping::test_an_episode_that_ends_is_followed_by_a_new_one_and_leaves_its_neighbours_alone",),
     ),
     Mutant(
@@ -75,7 +77,7 @@ truncated = truncated | (self.episode_length >= self.max_episode_steps)
         id="A7",
         mistake="An environment whose episode has ended is stepped on until the others have ended as well",
         file="experience/stepping",
-        old="if done.any() else following",
+        old="if np.count_nonzero(done) else following",
         new="if done.all() else following",
         killers=("stepping::test_an_episode_that_ends_is_followed_by_a_new_one_and_leaves_its_neighbours_alone",),
     ),
@@ -83,8 +85,14 @@ truncated = truncated | (self.episode_length >= self.max_episode_steps)
         id="A8",
         mistake="Where one episode ends, the returns and lengths of all environments are set back to 0",
         file="experience/stepping",
-        old="        self.episode_return[done] = 0\n        self.episode_length[done] = 0\n",
-        new="        self.episode_return[:] = 0\n        self.episode_length[:] = 0\n",
+        old="""\
+        self.episode_return = np.where(done, 0.0, self.episode_return)
+        self.episode_length = np.where(done, 0, self.episode_length)
+""",
+        new="""\
+        self.episode_return = np.zeros_like(self.episode_return)
+        self.episode_length = np.zeros_like(self.episode_length)
+""",
         killers=("stepping::test_returns_and_lengths_are_those_of_the_episodes[sync]",),
     ),
     Mutant(
@@ -163,8 +171,8 @@ truncated = truncated | (self.episode_length >= self.max_episode_steps)
         id="A12c",
         mistake="Episodes that are counted and whose returns are logged end with a life",
         file="experience/stepping",
-        old="return self.terminated | self.truncated",
-        new="return self.cut | self.truncated",
+        old="next_mask, *learned, done\n",
+        new="next_mask, *learned, learned[1] | truncated\n",
         killers=("atari::test_a_lost_life_is_an_end_for_learning_and_for_nothing_else[native-1]",),
     ),
     Mutant(
@@ -195,8 +203,8 @@ truncated = truncated | (self.episode_length >= self.max_episode_steps)
         id="A12g",
         mistake="Learning and evaluation alike see clipped rewards",
         file="experience/stepping",
-        old="        self.episode_return += reward * valid\n",
-        new="        self.episode_return += np.clip(reward, -1, 1) * valid\n",
+        old="self.episode_return + reward * valid\n",
+        new="self.episode_return + np.clip(reward, -1, 1) * valid\n",
         killers=("atari::test_scores_are_those_of_the_emulator_though_learning_sees_clipped_rewards",),
     ),
     Mutant(
@@ -210,9 +218,9 @@ truncated = truncated | (self.episode_length >= self.max_episode_steps)
     Mutant(
         id="A15a",
         mistake="Observations are kept by reference, and the vector environment writes over them",
-        file="experience/envs",
-        old="return SyncVectorEnv([make] * num_envs, autoreset_mode=AutoresetMode.DISABLED)",
-        new="return SyncVectorEnv([make] * num_envs, copy=False, autoreset_mode=AutoresetMode.DISABLED)",
+        file="experience/serial",
+        old="observation = np.empty(self._shape, self._dtype)",
+        new="observation = self._observations",
         killers=("stepping::test_what_a_step_returned_stays_as_it_was[sync]",),
     ),
     Mutant(

@@ -87,7 +87,7 @@ NUMBERS = (
         id="H5a",
         mistake="Rewards and observations that are not finite are learned from",
         file="experience/stepping",
-        old="        if np.isfinite(reward).all() and not",
+        old="        if _all_finite(reward) and not",
         new="        if True or not",
         killers=("stepping::test_what_is_not_finite_is_refused_with_environment_step_and_seed",),
     ),

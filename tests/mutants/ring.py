@@ -39,8 +39,8 @@ RING = (
         id="C2",
         mistake="A transition that ends an episode leads to the first observation of the next one",
         file="experience/stepping",
-        old="return VectorStep(following, reward,",
-        new="return VectorStep(observation, reward,",
+        old="            following, reward, terminated, truncated, observation, valid,",
+        new="            observation, reward, terminated, truncated, observation, valid,",
         killers=("stepping::test_an_episode_that_ends_is_followed_by_a_new_one_and_leaves_its_neighbours_alone",),
     ),
     Mutant(
