@@ -45,7 +45,7 @@ def make(options: argparse.Namespace) -> tuple[DQNLightningModule, ExperienceDat
         batch_size=options.batch_size,
         train_frequency=options.train_frequency,
         gradient_steps=options.gradient_steps,
-        learning_starts=1_000,
+        learning_starts=options.learning_starts,
         steps_per_epoch=options.env_steps // options.epochs,
         seed=0,
     )
@@ -132,6 +132,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--hidden-sizes", type=int, nargs="+", default=[256, 256])
     parser.add_argument("--env-steps", type=int, default=10_000)
+    parser.add_argument("--learning-starts", type=int, default=1_000, help="environment steps before the first batch")
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--repetitions", type=int, default=5)
     options = parser.parse_args()

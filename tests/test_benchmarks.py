@@ -1,5 +1,6 @@
 """The floors that the GPU benchmark measures against, and that it runs where there is no GPU."""
 
+import json
 import subprocess
 import sys
 from functools import partial
@@ -52,6 +53,41 @@ def test_the_longer_of_two_times_counts(floors):
     work = floors.Work(flops=6.0, moved=10.0, kept=0.0)
     assert work.seconds(floors.Rates(flops=2.0, bytes=5.0)) == 3.0
     assert work.seconds(floors.Rates(flops=3.0, bytes=4.0)) == 2.5
+
+
+@pytest.mark.parametrize(("before", "code"), [(1.0, 0), (1 / 1.14, 0), (1 / 1.17, 1)])
+@pytest.mark.parametrize("what", ["calls", "ratio"])
+def test_the_guard_fails_where_an_iteration_takes_much_more_python_than_it_did(
+    monkeypatch, tmp_path, capsys, what, before, code
+):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import guard
+
+    monkeypatch.setattr(guard, "WORKLOADS", {"small": {"num_envs": 1, "train_frequency": 1, "gradient_steps": 1}})
+    monkeypatch.setattr(
+        guard, "calls_per_iteration", lambda run, workload: (300.0 if "trainer" in run.__name__ else 100, 1)
+    )
+    monkeypatch.setattr(guard, "KNOWN", tmp_path / "guard.json")
+    known = {"calls": 300, "ratio": 3.0}
+    guard.KNOWN.write_text(json.dumps({"small": known | {what: known[what] * before}}))
+    monkeypatch.setattr(sys, "argv", ["guard.py"])
+    assert guard.main() == code
+    printed = capsys.readouterr()
+    assert "| small | 300 |" in printed.out
+    assert (what in printed.err) == bool(code)
+
+
+def test_calls_are_counted(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import guard
+
+    def run(options):
+        for _ in range(options.env_steps):
+            len("")
+        return 0.0, 1, options.env_steps
+
+    # a step is one call of C's here; what is the same for both lengths is not counted
+    assert guard.calls_per_iteration(run, {"train_frequency": 3}) == (3.0, (1, 3 * guard.ITERATIONS[1]))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
