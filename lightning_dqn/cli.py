@@ -83,6 +83,7 @@ class DQNCLI(LightningCLI):
             "save_config_callback": SaveConfig,
             "save_config_kwargs": {"overwrite": True},
             "parser_class": _Parser,
+            "parser_kwargs": {"epilog": "Also: compare, tune, export, card; and test with folders of runs."},
             "trainer_defaults": {"max_epochs": 20, "num_sanity_val_steps": 0, "devices": 1},
         }
         super().__init__(DQNLightningModule, ExperienceDataModule, args=args, **(defaults | kwargs))

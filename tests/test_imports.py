@@ -200,6 +200,14 @@ def test_the_package_can_be_imported_without_the_extras():
     subprocess.run([sys.executable, "-c", code], check=True, cwd=PACKAGE.parent)
 
 
+def test_fit_starts_without_what_only_other_commands_need():
+    code = (
+        "import sys, lightning_dqn.cli; later = 'optuna', 'sqlalchemy', 'onnx', 'onnxruntime', 'onnxscript', 'pandas',"
+        "'lightning_dqn.apps'; assert not set(later) & set(sys.modules), set(later) & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=PACKAGE.parent)
+
+
 def test_every_room_has_a_test_of_its_name():
     tests = {path.stem.removeprefix("test_") for path in Path(__file__).parent.glob("test_*.py")}
     assert set(ROOMS) <= tests

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 from PIL import Image
+from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
 from lightning_dqn.apps.space import read_search
 from lightning_dqn.apps.trial import ParsedFit
@@ -106,9 +107,11 @@ def test_the_sweep_of_weights_and_biases_is_the_same_search():
             assert parameters[name] == {"distribution": kind, "min": domain.low, "max": domain.high}
     assert sweep["metric"] == {"name": "val/return", "goal": "maximize"}
     # what an agent makes of it is a command that fit takes
-    command = [word for word in sweep["command"] if word != "${args}"]
+    drawn = {"args": {name: {"value": domain.ends[0]} for name, domain in space.items()}}
+    assert sweep["command"][-1] == "${args}"
+    command = [*sweep["command"][:-1], *create_sweep_command_args(drawn)["args"]]
     assert command[:2] == ["lightning-dqn", "fit"]
-    ParsedFit([*command[2:], *(f"--{name}={domain.ends[0]}" for name, domain in space.items())])
+    assert ParsedFit(command[2:]).config.data.n_step == 1
 
 
 def children(process):

@@ -206,8 +206,8 @@ class ImplicitQuantileHead(Head):
     def forward(self, features: Tensor) -> ImplicitQuantileReturn:
         """Quantile functions of all actions, evaluated where they are asked."""
 
+        # a shape, not len(), which is a number of Python's and would fix the size of a batch when this is exported
         def draw(number: int) -> QuantileReturn:
-            # not len(), which is a number of Python's, and would fix the size of a batch when this is exported
             taus = self._fractions(features.shape[0], number, features.device)
             return QuantileReturn(self.quantiles(features, taus), taus, self.kappa)
 
