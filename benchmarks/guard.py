@@ -58,8 +58,8 @@ def calls_per_iteration(run: Run, workload: dict[str, int]) -> tuple[float, tupl
         env_steps = iterations * workload["train_frequency"]
         settings = {
             **workload,
-            "learning_starts": 32,
-            "batch_size": 32,
+            "learning_starts": 16,
+            "batch_size": 16,
             "hidden_sizes": [16],
             "epochs": 1,
             "env_steps": env_steps,
