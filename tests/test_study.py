@@ -66,12 +66,12 @@ def test_a_search_that_goes_on_draws_what_it_would_have_drawn(plan, sampler):
 
 
 def test_a_grid_is_run_once_each(plan):
-    space = {"data.n_step": Domain([1, 2, 3]), "data.gamma": Domain(low=0.5, high=0.6, step=0.1)}
+    space = {"data.n_step": Domain([1, 2]), "data.gamma": Domain(low=0.5, high=0.6, step=0.1)}
     work(plan(sampler="grid", trials=None, space=space))
     found = values_of(open_study(plan(space=space)))
-    assert len(found) == 6
+    assert len(found) == 4
     assert {(trial["data.n_step"], round(trial["data.gamma"], 1)) for trial in found} == {
-        (steps, gamma) for steps in (1, 2, 3) for gamma in (0.5, 0.6)
+        (steps, gamma) for steps in (1, 2) for gamma in (0.5, 0.6)
     }
 
 
