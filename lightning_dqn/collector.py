@@ -107,14 +107,14 @@ class ExperienceCollector(Callback):
         else:
             self._observation = self._envs.reset()
             self._reference = data.buffer.remember(self._observation)
+        if self.save_replay and saves_fully(trainer):
+            self._state.write_behind(trainer, data)
         if len(data.buffer) == 0:
             warmup = data.batch_size if trainer.fast_dev_run else data.learning_starts  # type: ignore[attr-defined]
             self._due = data.env_steps + warmup
             self._collect(data, self._due, self._random)
             while len(data.buffer) == 0:  # every window may still be open
                 self._collect(data, data.env_steps + 1, self._random)
-        if self.save_replay and saves_fully(trainer):
-            self._state.write_behind(trainer, data)
         self._last_log = (data.env_steps, time.monotonic())
 
     def on_train_batch_start(

@@ -294,4 +294,4 @@ class SeededEnvs:
 
 def _all_finite(numbers: NDArray[Any]) -> bool:
     # counting takes half the time of .all(), which goes through Python
-    return np.count_nonzero(np.isfinite(numbers)) == numbers.size
+    return bool(np.count_nonzero(np.isfinite(numbers)) == numbers.size)

@@ -36,7 +36,10 @@ def compile_graph(function: Callable[..., list[Tensor]], inputs: Sequence[Tensor
     options: dict[str, Any] = {"fallback_random": True}
     if inputs[0].device.type == "cpu":
         options |= {"cpp_wrapper": True, "compile_threads": 1}
-    row_products = {torch.ops.aten.mm.default: _row_product, torch.ops.aten.addmm.default: _row_product_plus}
+    row_products: dict[Any, Callable[..., Any]] = {
+        torch.ops.aten.mm.default: _row_product,
+        torch.ops.aten.addmm.default: _row_product_plus,
+    }
     compiled: list[Any] = []
 
     def keep(*args: Any, **kwargs: Any) -> Any:
