@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _FEW = 30  # points that are worth a mark each
+_MANY = 4  # entries of a legend that stand beside a picture
 
 
 class Curve(NamedTuple):
@@ -84,7 +85,7 @@ def draw_curves(
 
 
 @contextmanager
-def picture(out: Path, title: str, x: str, y: str) -> Iterator[Axes]:
+def picture(out: Path, title: str, x: str, y: str, height: float = 4.0) -> Iterator[Axes]:
     """A picture to draw into, without a display and without touching matplotlib's global state.
 
     Args:
@@ -92,6 +93,7 @@ def picture(out: Path, title: str, x: str, y: str) -> Iterator[Axes]:
         title: Above it.
         x: What is drawn to the right, with its unit.
         y: What is drawn upwards, with its unit.
+        height: Of the picture, in inches; it is 7 wide.
 
     Yields:
         The axes; what is drawn there with a label is in the legend.
@@ -104,7 +106,7 @@ def picture(out: Path, title: str, x: str, y: str) -> Iterator[Axes]:
     from matplotlib.figure import Figure
     from matplotlib.ticker import StrMethodFormatter
 
-    figure = Figure(figsize=(7, 4), dpi=150, layout="constrained")
+    figure = Figure(figsize=(7, height), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.set(title=title, xlabel=x, ylabel=y)
@@ -113,7 +115,10 @@ def picture(out: Path, title: str, x: str, y: str) -> Iterator[Axes]:
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     yield axes
-    if axes.get_legend_handles_labels()[0]:
+    entries = len(axes.get_legend_handles_labels()[0])
+    if entries > _MANY:  # they would cover what is drawn
+        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+    elif entries:
         axes.legend(loc="best", frameon=False)
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png")

@@ -89,3 +89,14 @@ def test_different_environments_are_refused_and_nothing_is_written(folders, tmp_
         "scale in common; take the runs of one at a time"
     )
     assert not (tmp_path / "out").exists()
+
+
+def test_many_trainings_are_told_apart(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(compare, "draw_curves", lambda curves, *args, **labels: drawn.append(curves))
+    names = [str(make_run(tmp_path / f"{steps}", **{"data.n_step": steps})) for steps in range(12)]
+    pictures = compare.draw(read_groups(names), tmp_path)
+    for curves in drawn:
+        assert len({(curve.color, curve.dashed) for curve in curves}) == 12
+    # the 66 pairs have a line each
+    assert Image.open(pictures[-1]).height > 66 * 0.4 * 150

@@ -9,7 +9,7 @@ import pytest
 from lightning_dqn.apps import study as studies
 from lightning_dqn.apps.command import Refusal
 from lightning_dqn.apps.space import Domain, Search
-from lightning_dqn.apps.study import Plan, best_of, finished, open_study, work
+from lightning_dqn.apps.study import Plan, best_of, complete, finished, open_study, work
 
 optuna = pytest.importorskip("optuna")
 SPACE = {"data.n_step": Domain(low=1, high=5), "data.gamma": Domain(low=0.5, high=0.9)}
@@ -90,6 +90,7 @@ def test_hopeless_trials_are_pruned_at_a_validation(plan, monkeypatch, pruner):
     pruned = [trial for trial in study.trials if trial.state.name == "PRUNED"]
     assert 0 < len(pruned) < 10
     assert all(len(trial.intermediate_values) < 4 for trial in pruned)
+    assert len(complete(study)) == 10 - len(pruned)
     assert best_of(study).params["data.gamma"] == max(trial["data.gamma"] for trial in values_of(study))
 
 

@@ -15,6 +15,7 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 from lightning_dqn.apps.space import read_search
 from lightning_dqn.apps.trial import ParsedFit
 from lightning_dqn.cli import find_config, main
+from lightning_dqn.loggers import read_rows
 
 optuna = pytest.importorskip("optuna")
 SMALL = [
@@ -55,6 +56,10 @@ def test_the_best_configuration_is_one_that_fit_takes(capsys):
     assert config.data.n_step == best.params["data.n_step"]
     assert config.model.optimizer.init_args.lr == best.params["model.optimizer.init_args.lr"]
     assert config.trainer.max_epochs == 2
+    again = "--trainer.logger={class_path: CSVLogger, init_args: {save_dir: again, name: '', version: ''}}"
+    main(["fit", "--config=out/best.yaml", "--seed_everything=0", again, "--video=null"])
+    scores = [float(row["val/return"]) for row in read_rows(Path("again/metrics.csv")) if "val/return" in row]
+    assert scores[-1] == pytest.approx(best.value)
     assert Image.open("out/history.png").size == (1040, 585)
     runs = {path.parent.name for path in Path("out").glob("trial_*/seed_0/metrics.csv") for path in [path.parent]}
     assert runs == {"trial_0", "trial_1"}

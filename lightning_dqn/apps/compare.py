@@ -24,7 +24,9 @@ from lightning_dqn.apps.statistics import (
 from lightning_dqn.curves import Curve, draw_curves, picture
 from lightning_dqn.files import NewFile
 
-_COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown", "tab:pink", "tab:olive")
+_COLORS = tuple(
+    f"tab:{name}" for name in ["blue", "orange", "green", "red", "purple", "brown", "pink", "olive", "cyan", "gray"]
+)
 _THRESHOLDS = 200
 _NOTE = (
     "A run's score is the mean return of the greedy episodes of its last validation. Intervals: 95 %, stratified "
@@ -114,13 +116,14 @@ def draw(groups: list[Group], folder: Path) -> list[Path]:
     everything = np.concatenate([group.scores for group in groups])
     margin = max(0.05 * np.ptp(everything), 1e-3 * np.abs(everything).max(), 1e-6)
     thresholds = np.linspace(everything.min() - margin, everything.max() + margin, _THRESHOLDS)
-    for group, color in zip(groups, cycle(_COLORS), strict=False):
+    for k, (group, color) in enumerate(zip(groups, cycle(_COLORS), strict=False)):
+        again = k >= len(_COLORS)
         steps, returns = group.curve
         label = f"{group.name} ({len(returns)} {'run' if len(returns) == 1 else 'runs'})"
         points = [band(interquartile_mean, returns[:, [p]]) for p in range(len(steps))]
-        curves.append(_curve(steps, np.array(points).reshape(-1, 3).T, label, color))
+        curves.append(_curve(steps, np.array(points).reshape(-1, 3).T, label, color, again))
         profile = band(lambda scores: performance_profile(scores, thresholds), group.scores[:, None])
-        profiles.append(_curve(thresholds, np.array(profile), label, color))
+        profiles.append(_curve(thresholds, np.array(profile), label, color, again))
     draw_curves(
         curves, f"{env_id}: interquartile mean over runs, 95 % intervals", pictures[0], y="return of a greedy episode"
     )
@@ -137,14 +140,15 @@ def draw(groups: list[Group], folder: Path) -> list[Path]:
     return pictures
 
 
-def _curve(x: Scores, estimated: Scores, label: str, color: str) -> Curve:
+def _curve(x: Scores, estimated: Scores, label: str, color: str, dashed: bool) -> Curve:
     values, low, high = estimated
-    return Curve(x, values, label, color, band=(low, high))
+    return Curve(x, values, label, color, dashed=dashed, band=(low, high))
 
 
 def _draw_improvements(found: list[tuple[str, str, Estimate]], env_id: str, out: Path) -> None:
     title = f"{env_id}: probability of improvement, 95 % intervals"
-    with picture(out, title, "P(a run of the first scores more than one of the second)", "") as axes:
+    height = max(4.0, 1.0 + 0.45 * len(found))
+    with picture(out, title, "P(a run of the first scores more than one of the second)", "", height) as axes:
         for k, (_, _, each) in enumerate(found):
             ends = [[each.value - each.low], [each.high - each.value]]
             axes.errorbar(each.value, -k, xerr=np.maximum(ends, 0), fmt="o", color="tab:blue", capsize=4, linewidth=2)

@@ -222,8 +222,12 @@ def finished(study: optuna.Study) -> list[FrozenTrial]:
 
 def best_of(study: optuna.Study) -> FrozenTrial | None:
     """The trial with the highest value among those that went to their end."""
-    complete = [trial for trial in study.trials if trial.state == TrialState.COMPLETE]
-    return max(complete, key=lambda trial: trial.values[0], default=None)
+    return max(complete(study), key=lambda trial: trial.values[0], default=None)
+
+
+def complete(study: optuna.Study) -> list[FrozenTrial]:
+    """Trials that went to their end; Optuna gives pruned ones a value as well, that of their last validation."""
+    return [trial for trial in study.trials if trial.state == TrialState.COMPLETE]
 
 
 def _say(study: optuna.Study, trial: FrozenTrial, of: int) -> None:

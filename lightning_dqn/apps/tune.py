@@ -134,8 +134,9 @@ def _finish(study: Study, plan: Plan) -> None:
 
 
 def _table(study: Study) -> str:
-    complete = [trial for trial in study.trials if trial.values]
-    best = sorted(complete, key=lambda trial: -trial.values[0])[:_SHOWN]
+    from lightning_dqn.apps.study import complete
+
+    best = sorted(complete(study), key=lambda trial: -trial.values[0])[:_SHOWN]
     names = list(best[0].params)
     lines = ["| trial | val/return | " + " | ".join(names) + " |", "|---|---|" + "---|" * len(names)]
     for trial in best:
@@ -156,11 +157,13 @@ def _draw(study: Study, folder: Path) -> list[Path]:
     import matplotlib.pyplot as plt
     from optuna.visualization import matplotlib as pictures
 
+    from lightning_dqn.apps.study import complete
+
     plt.switch_backend("agg")
     drawn = []
-    complete = [trial for trial in study.trials if trial.values]
+    values = [trial.values[0] for trial in complete(study)]
     kinds: dict[str, Callable[..., Any]] = {"history": pictures.plot_optimization_history}
-    if len(complete) >= _FEWEST_FOR_IMPORTANCE and len({trial.values[0] for trial in complete}) > 1:
+    if len(values) >= _FEWEST_FOR_IMPORTANCE and len(set(values)) > 1:
         kinds["importance"] = pictures.plot_param_importances
     for name, draw in kinds.items():
         with warnings.catch_warnings(), mpl.rc_context():  # they set a style for all that is drawn later
