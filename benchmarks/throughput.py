@@ -111,7 +111,7 @@ class Timer:
         return {"seconds": seconds, "env_steps": env_steps, "updates": updates}
 
 
-def ours(workload: Workload, compile_updates: bool = False) -> dict[str, float]:
+def ours(workload: Workload, compile_updates: bool = False, batch_size: int = BATCH) -> dict[str, float]:
     """``Trainer.fit`` with the command line's progress bar, CSV logger and checkpoints."""
     import torch
     from lightning.pytorch import Callback, Trainer
@@ -142,7 +142,7 @@ def ours(workload: Workload, compile_updates: bool = False) -> dict[str, float]:
         num_envs=workload.num_envs,
         buffer=ReplayBuffer(capacity=workload.capacity),
         gamma=GAMMA,
-        batch_size=BATCH,
+        batch_size=batch_size,
         train_frequency=workload.frequency,
         gradient_steps=workload.updates,
         learning_starts=WARM_UP,
