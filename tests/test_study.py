@@ -184,7 +184,7 @@ def test_a_file_that_is_no_study_is_named_and_left_alone(plan, tmp_path):
 
 
 def test_a_study_of_another_search_is_refused(plan):
-    work(plan())
+    open_study(plan())
     with pytest.raises(Refusal, match=r"study.db is of another search \(its space is not this one's\)"):
         open_study(plan(space={"data.n_step": Domain([1])}))
     with pytest.raises(Refusal, match=r"study.db is of another search \(its seeds is not this one's\)"):

@@ -56,6 +56,10 @@ def test_settings_that_do_not_go_together_are_an_error():
         fit([*ARGS, "--data.buffer.capacity=32"], Path("trial/seed_0"), 0, lambda score: True)
     with pytest.raises(ValueError, match="the command line does not take these settings"):
         fit([*ARGS, "--data.n_step=many"], Path("trial/seed_0"), 0, lambda score: True)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_never_validated_is_an_error():
     with pytest.raises(ValueError, match="never validated"):
         fit([*ARGS, "--trainer.limit_val_batches=0"], Path("trial/seed_0"), 0, lambda score: True)
 

@@ -88,6 +88,7 @@ def test_what_is_wrong_is_one_line_before_anything_runs(tmp_path, monkeypatch, c
     assert not Path("out").exists()
 
 
+@pytest.mark.slow
 def test_a_search_in_which_everything_fails_says_why(tmp_path):
     (tmp_path / "wrong.yaml").write_text("space: {data.batch_size: {choices: [100000, 200000]}}\n")
     with pytest.raises(
