@@ -14,7 +14,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.callbacks import ProgressBar as BaseProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lightning_dqn.charts import WandbCharts, run_id_of
 from lightning_dqn.checkpoint_io import newest_readable
@@ -24,6 +23,7 @@ from lightning_dqn.experience.datamodule import ExperienceDataModule
 from lightning_dqn.hparams import nulls
 from lightning_dqn.learner.module import DQNLightningModule
 from lightning_dqn.loggers import OneCurve, never_stop_training
+from lightning_dqn.ranks import exit_code, of_all_ranks
 from lightning_dqn.video import EpisodeVideo
 from lightning_dqn.watch import ProgressBar, WandbLogger
 
@@ -156,7 +156,7 @@ class DQNCLI(LightningCLI):
         """Says the score and where the files are."""
         self._say_what_is_where("val/return", self.datamodule.eval_episodes)
         if any(getattr(callback, "interrupted", False) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
-            sys.exit(_INTERRUPTED)
+            sys.exit(exit_code(self.trainer, _INTERRUPTED))
 
     def after_validate(self) -> None:
         """Says the score and where the files are."""
@@ -175,29 +175,33 @@ class DQNCLI(LightningCLI):
         self._say_what_is_where("test/return", self.datamodule.eval_episodes)
         callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
         tested = next(callback.evaluation for callback in callbacks if isinstance(callback, report.KeptEpisodes))
+        folder = self.trainer.log_dir  # which all ranks have to ask for
         if tested is not None and self.trainer.is_global_zero:
             print("\n" + report.describe([tested]))
-            path = report.place_of(tested, self.trainer.log_dir)
+            path = report.place_of(tested, folder)
             if path is not None:
                 report.write(tested, path)
                 print(f"\nevery episode in {os.path.relpath(path)}")
 
-    @rank_zero_only
     def after_predict(self) -> None:
-        """Lists the episodes played."""
-        for batch in self.trainer.predict_loop.predictions:
-            for episode in batch:
+        """Lists the episodes played, of all ranks."""
+        played = [episode for batch in self.trainer.predict_loop.predictions for episode in batch]
+        shares = of_all_ranks(self.trainer, played)
+        if self.trainer.is_global_zero:
+            for episode in (episode for share in shares for episode in share):
                 print("seed {seed}: return {return:.1f} in {length} steps".format(**episode))
 
-    @rank_zero_only
     def _say_what_is_where(self, metric: str, episodes: int) -> None:
         trainer = self.trainer
+        folder = trainer.log_dir  # which all ranks have to ask for
+        if not trainer.is_global_zero:
+            return
         score = trainer.callback_metrics.get(metric)
         if score is not None:
             steps = self.datamodule.env_steps
             print(f"{metric} {score:.1f} (mean of {episodes} greedy episodes) after {steps:,} env steps")
-        if trainer.log_dir is not None:
-            print(f"files in {trainer.log_dir}")
+        if folder is not None:
+            print(f"files in {folder}")
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, LearningCurve) and callback.path is not None:
                 print(f"learning curve in {os.path.relpath(callback.path)}")

@@ -22,6 +22,7 @@ from lightning_dqn.experience.exploration import EpsilonGreedy, Explorer, unifor
 from lightning_dqn.experience.faults import EnvironmentFailure
 from lightning_dqn.experience.rewind import EpisodeRecord
 from lightning_dqn.experience.stepping import VectorStep
+from lightning_dqn.ranks import over_ranks
 from lightning_dqn.resume import RunState, data_of
 from lightning_dqn.transition import ReplayBatch
 
@@ -56,7 +57,7 @@ class ExperienceCollector(Callback):
         self._recent: deque[tuple[float, int]] = deque(maxlen=100)
         self._due = 0  # the env step up to which the last iteration collected
         self._state = RunState()
-        self._last_log = (0, 0.0)
+        self._last_log = (0.0, 0.0)
         self._failures = 0
         self._stepper: ThreadPoolExecutor | None = None
         self._underway: tuple[NDArray[np.int64], NDArray[np.bool_] | None, Future[VectorStep]] | None = None
@@ -70,10 +71,11 @@ class ExperienceCollector(Callback):
                 "configured under `collect:`)"
             )
         data = data_of(trainer)
-        if self.overlap and data is not None and data.train_frequency > data.num_envs:
+        if self.overlap and data is not None and data.train_frequency > data.num_envs * trainer.world_size:
+            ranks = f" of {trainer.world_size} ranks" if trainer.world_size > 1 else ""
             raise ValueError(
                 f"collect.overlap: an iteration takes one step of all environments while it learns, but "
-                f"data.train_frequency ({data.train_frequency}) is more than data.num_envs ({data.num_envs})"
+                f"data.train_frequency ({data.train_frequency}) is more than data.num_envs ({data.num_envs}){ranks}"
             )
         self._state.setup(trainer)
         for logger in trainer.loggers:
@@ -103,14 +105,16 @@ class ExperienceCollector(Callback):
         if data is None:
             return
         if self._state.is_loaded:
-            self._observation, self._reference = self._state.put_back(data, self._record, self.rng)
+            self._observation, self._reference, counters = self._state.put_back(data, self._record, self.rng)
+            if counters:
+                self.load_state_dict(counters)
         else:
             self._observation = self._envs.reset()
             self._reference = data.buffer.remember(self._observation)
         if self.save_replay and saves_fully(trainer):
             self._state.write_behind(trainer, data)
         if len(data.buffer) == 0:
-            warmup = data.batch_size if trainer.fast_dev_run else data.learning_starts  # type: ignore[attr-defined]
+            warmup = data.batch_size if trainer.fast_dev_run else data.warm_up  # type: ignore[attr-defined]
             self._due = data.env_steps + warmup
             self._collect(data, self._due, self._random)
             while len(data.buffer) == 0:  # every window may still be open
@@ -203,7 +207,7 @@ class ExperienceCollector(Callback):
         data = data_of(trainer)
         if self.save_replay and data is not None and data.dataset is not None:
             episodes = self._record.state_arrays(self._envs, self._observation)
-            self._state.save(trainer, checkpoint, data, episodes, self.rng)
+            self._state.save(trainer, checkpoint, data, episodes, self.rng, self.state_dict())
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Reads the replay that belongs to the checkpoint; without it, experience is collected anew, with a warning."""
@@ -294,24 +298,27 @@ class ExperienceCollector(Callback):
 
     def _log(self, data: ExperienceDataModule, pl_module: LightningModule) -> None:
         now = time.monotonic()
+        returns, lengths = np.array(self._recent or [(0.0, 0)], np.float64).sum(axis=0)
+        own = data.env_steps / data.world_size, len(self._recent), returns, lengths
+        env_steps, episodes, returns, lengths = over_ranks(pl_module.trainer, own, "sum")
         steps, then = self._last_log
-        self._last_log = (data.env_steps, now)
-        speed = (data.env_steps - steps) / max(now - then, 1e-9)
-        _log_exactly(pl_module, "env_steps", data.env_steps)
+        self._last_log = (env_steps, now)
+        speed = (env_steps - steps) / max(now - then, 1e-9)
+        _log_exactly(pl_module, "env_steps", env_steps)
         _log_exactly(pl_module, "collect/env_steps_per_second", speed, prog_bar=True)
         for name, value in self.explorer.schedules(data.env_steps, self.episodes).items():
             _log_exactly(pl_module, f"collect/{name}", value, prog_bar=True)
         for name, value in data.buffer.schedules(data.env_steps).items():
             _log_exactly(pl_module, f"collect/{name}", value)
-        if self._recent:
-            returns, lengths = np.array(self._recent).T
-            _log_exactly(pl_module, "collect/return", returns.mean(), prog_bar=True)
-            _log_exactly(pl_module, "collect/episode_length", lengths.mean())
+        if episodes:
+            _log_exactly(pl_module, "collect/return", returns / episodes, prog_bar=True)
+            _log_exactly(pl_module, "collect/episode_length", lengths / episodes)
 
     def _log_clock(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data = data_of(trainer)
         if data is not None:
-            _log_exactly(pl_module, "env_steps", data.env_steps)
+            (env_steps,) = over_ranks(trainer, [data.env_steps / data.world_size], "sum")
+            _log_exactly(pl_module, "env_steps", env_steps)
 
     def _log_normalized(self, trainer: Trainer, pl_module: LightningModule, stage: str, metrics: str) -> None:
         data, played = data_of(trainer), getattr(pl_module, metrics, None)

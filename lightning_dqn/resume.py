@@ -25,6 +25,7 @@ from lightning_dqn.experience.pieces import Saved
 from lightning_dqn.experience.rewind import EpisodeRecord
 from lightning_dqn.experience.snapshots import SnapshotKeeper
 from lightning_dqn.hparams import differences
+from lightning_dqn.ranks import of_first_rank
 
 _WINDOWS, _EPISODES = "windows_", "episodes_"
 
@@ -83,6 +84,7 @@ class RunState:
         data: ExperienceDataModule,
         episodes: dict[str, NDArray[Any]],
         exploration: np.random.Generator,
+        counters: dict[str, Any],
     ) -> None:
         """Writes it, and its name into the checkpoint; if that cannot be done, warns.
 
@@ -92,19 +94,23 @@ class RunState:
             data: Whose buffer and windows it is about.
             episodes: What it takes to play the present episodes again.
             exploration: The generator that actions are drawn from.
+            counters: Plain values; the checkpoint has those of rank 0 alone.
         """
         states = {name: generator.bit_generator.state for name, generator in _generators(data, exploration).items()}
         meta = {"rngs": states, "gamma": data.gamma, "n_step": data.n_step}
+        if trainer.world_size > 1:
+            meta |= {"env_steps": data.env_steps, "counters": counters}
         parts = {
             "": data.buffer.loose_arrays(),
             _WINDOWS: data.accumulator.state_arrays(),
             _EPISODES: episodes,
         }
         arrays = {prefix + name: array for prefix, part in parts.items() for name, array in part.items()}
-        replay, problem = None, "another process could not write"
+        replay, problem = None, "another rank could not write"
         (home, _), rank = full_checkpoint(trainer), trainer.global_rank
+        step = of_first_rank(trainer, data.env_steps)
         try:
-            replay = self._snapshots.save(home, data.env_steps, rank, arrays, meta, data.buffer.rings(), _ends(trainer))
+            replay = self._snapshots.save(home, step, rank, arrays, meta, data.buffer.rings(), _ends(trainer))
         except OSError as error:
             problem = str(error)
         if not trainer.strategy.reduce_boolean_decision(replay is not None):
@@ -112,6 +118,7 @@ class RunState:
             return
         assert replay is not None
         checkpoint["replay"] = replay
+        checkpoint["ranks"] = trainer.world_size
         if trainer.state.status == TrainerStatus.RUNNING:
             self._held = home / replay["name"] / f"rank{rank}"
             self.write_behind(trainer, data)
@@ -134,14 +141,26 @@ class RunState:
         if replay is None:
             rank_zero_warn(f"{trainer.ckpt_path} has no replay with it: experience is collected anew.")
             return
+        ranks = _ranks(checkpoint)
+        if ranks != trainer.world_size:
+            rank_zero_warn(
+                f"{trainer.ckpt_path} is of {ranks} ranks, this run has {trainer.world_size} (trainer.devices, "
+                f"trainer.num_nodes): experience is collected anew. With {ranks} it would go on exactly."
+            )
+            return
+        loaded, problem = None, "that of another rank cannot be read"
         try:
-            self._loaded = self._snapshots.load(replay, _beside(trainer), trainer.global_rank)
+            loaded = self._snapshots.load(replay, _beside(trainer), trainer.global_rank)
         except SnapshotError as error:
-            rank_zero_warn(f"The replay of {trainer.ckpt_path} is lost, experience is collected anew: {error}")
+            problem = str(error)
+        if trainer.strategy.reduce_boolean_decision(loaded is not None):  # all go on, or all begin anew
+            self._loaded = loaded
+        else:
+            rank_zero_warn(f"The replay of {trainer.ckpt_path} is lost, experience is collected anew: {problem}")
 
     def put_back(
         self, data: ExperienceDataModule, record: EpisodeRecord, exploration: np.random.Generator
-    ) -> tuple[NDArray[Any], NDArray[Any]]:
+    ) -> tuple[NDArray[Any], NDArray[Any], dict[str, Any]]:
         """Puts what was loaded where it belongs, and plays the episodes again up to where they were.
 
         Args:
@@ -150,13 +169,14 @@ class RunState:
             exploration: The generator that actions are drawn from.
 
         Returns:
-            What the environments show now, ``[N, *O]``, and the buffer's references to it.
+            What the environments show now, ``[N, *O]``, the buffer's references to it, and the counters.
         """
         assert self._loaded is not None, "nothing was loaded"
         assert data.envs is not None, "the environments are not open"
         (arrays, meta), self._loaded = self._loaded, None
         self._held = self._snapshots.release()
         data.buffer.load_state_arrays(arrays)
+        data.env_steps = meta.get("env_steps", data.env_steps)
         for name, generator in _generators(data, exploration).items():
             generator.bit_generator.state = meta["rngs"][name]
         observation, there = record.play_again(data.envs, _part(arrays, _EPISODES))
@@ -174,19 +194,21 @@ class RunState:
                     "keeps the old returns."
                 )
         rank_zero_info(f"Resumed at {data.env_steps:,} environment steps with {len(data.buffer):,} transitions.")
-        return observation, reference
+        return observation, reference, meta.get("counters", {})
 
     def _accept(self, trainer: Trainer, checkpoint: Mapping[str, Any], path: Path) -> str | None:
         """Why a checkpoint cannot be gone on from as it was: its replay; ``None`` if it can."""
         replay, problem = checkpoint.get("replay"), None
         if trainer.state.fn != "fit" or data_of(trainer) is None or replay is None:
             return None
+        if _ranks(checkpoint) != trainer.world_size:  # nor from the one before
+            return None
         try:
             self._snapshots.load(replay, _beside(trainer), trainer.global_rank)
         except SnapshotError as error:
             problem = str(error)
         whole = trainer.strategy.reduce_boolean_decision(problem is None)  # all processes take the same one
-        return None if whole else problem or "the replay of another process cannot be read"
+        return None if whole else problem or "the replay of another rank cannot be read"
 
     def _written(self, checkpoint: Mapping[str, Any]) -> None:
         if checkpoint.get("replay") is not None:
@@ -200,6 +222,11 @@ def _ends(trainer: Trainer) -> bool:
 
 def _beside(trainer: Trainer) -> Path:
     return Path(str(trainer.ckpt_path)).absolute().parent
+
+
+def _ranks(checkpoint: Mapping[str, Any]) -> Any:
+    """How many have each saved a replay; one, if the checkpoint is from before there were several."""
+    return checkpoint.get("ranks", 1)
 
 
 def _generators(data: ExperienceDataModule, exploration: np.random.Generator) -> dict[str, np.random.Generator]:

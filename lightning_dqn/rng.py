@@ -24,6 +24,19 @@ def shared_random_state() -> dict[str, Any]:
     }
 
 
+def separate_shared_random_state(rank: int) -> None:
+    """Gives every rank draws of its own: Lightning leaves all of them with the same.
+
+    Args:
+        rank: Of this process; rank 0 keeps the draws that a run of one process has.
+    """
+    if rank > 0:
+        torch_seed, numpy_seed, python_seed = np.random.SeedSequence([torch.initial_seed(), rank]).generate_state(3)
+        torch.manual_seed(int(torch_seed))
+        np.random.seed(int(numpy_seed))  # noqa: NPY002
+        random.seed(int(python_seed))
+
+
 def restore_shared_random_state(state: dict[str, Any]) -> None:
     """Puts back what :func:`shared_random_state` gave; of accelerators, those that are there.
 

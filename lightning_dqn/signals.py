@@ -5,15 +5,22 @@ from __future__ import annotations
 import signal
 import sys
 import threading
+import time
+from functools import partial
 from types import FrameType
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lightning_dqn.checkpoint_io import full_checkpoint
+from lightning_dqn.ranks import exit_code, over_ranks
+
+_LOOK_EVERY = 0.5  # seconds between two moments at which ranks agree whether to stop
 
 
 class GracefulInterrupt(Callback):
@@ -31,6 +38,9 @@ class GracefulInterrupt(Callback):
     first. At the end of the budget a last validation comes even where ``check_val_every_n_epoch`` would leave it out,
     and with it the weights of the last epochs.
 
+    Under several ranks it does not matter which of them hears of it: about twice a second they agree whether one has,
+    and all save and end after the same iteration.
+
     Attributes:
         interrupted: Whether a signal ended the run.
     """
@@ -43,6 +53,7 @@ class GracefulInterrupt(Callback):
         self._ends_process = False
         self._period: int | None = None
         self._limit: int | float | None = None
+        self._agreement = _Agreement()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Takes its place behind everybody who takes part in an iteration, and before those who save."""
@@ -59,17 +70,17 @@ class GracefulInterrupt(Callback):
             trainer: Has put its own handlers in place already.
         """
         self.interrupted, self._due, self._requeue = False, None, None
+        self._agreement = _Agreement()
+        leave = partial(_leave, trainer)
         if trainer.received_sigterm:  # while everything was set up
-            self._leave(signal.SIGTERM, None)
+            leave(signal.SIGTERM, None)
         if threading.current_thread() is not threading.main_thread():
             return
-        environment = trainer._accelerator_connector.cluster_environment
-        if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
-            self._requeue = environment.requeue_signal
+        self._requeue = _requeue_signal(trainer)
         listened = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1} | ({self._requeue} if self._requeue else set())
         self._previous = {number: signal.getsignal(number) for number in listened}
         for number in listened:
-            signal.signal(number, self._leave if number in (signal.SIGINT, signal.SIGTERM) else self._note)
+            signal.signal(number, leave if number in (signal.SIGINT, signal.SIGTERM) else self._note)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """From now on a signal that ends the run is worth an iteration's wait."""
@@ -87,9 +98,11 @@ class GracefulInterrupt(Callback):
     ) -> None:
         """Does what a signal asked for, at the one moment of an iteration from which a run can go on exactly."""
         # the last batch of an epoch is no such moment: it is after the validation, or else the next iteration
-        if self._due is None or trainer.is_last_batch:
+        if trainer.is_last_batch or not self._agreement.is_due(trainer):
             return
-        number, self._due = self._due, None
+        number = self._ask(trainer)
+        if number is None:
+            return
         requeue = self._previous.get(number)
         if number == self._requeue and callable(requeue):  # Lightning leaves a signal alone that is ignored
             requeue(number, None)
@@ -106,9 +119,13 @@ class GracefulInterrupt(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Ends a run whose signal came just before; the checkpoint of a validation is written next."""
-        if self._due in (signal.SIGINT, signal.SIGTERM) and not trainer.sanity_checking:
-            number, self._due = self._due, None
+        if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
+            return
+        number = self._ask(trainer)
+        if number in (signal.SIGINT, signal.SIGTERM):
             self._stop(trainer, number)
+        elif number is not None:
+            self._due = number
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stops listening."""
@@ -122,7 +139,7 @@ class GracefulInterrupt(Callback):
         """Ends the process if that is what was asked for; everything else has been closed by then."""
         if self._ends_process:
             self._ends_process = False
-            sys.exit(128 + signal.SIGTERM)
+            sys.exit(exit_code(trainer, 128 + signal.SIGTERM))
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
         self._due = signal.Signals(signum)
@@ -131,10 +148,12 @@ class GracefulInterrupt(Callback):
             signal.signal(signal.SIGINT, signal.default_int_handler)
             rank_zero_info("\nStopping after this step; press Ctrl-C again to stop at once.")
 
-    @staticmethod
-    def _leave(signum: int, frame: FrameType | None) -> None:
-        rank_zero_info(f"\nStopped by {signal.Signals(signum).name} before the first update: nothing was saved.")
-        sys.exit(128 + signum)
+    def _ask(self, trainer: Trainer) -> signal.Signals | None:
+        heard = self._due
+        number = self._agreement.on(trainer, heard)
+        if self._due is heard:  # else one more came while the others answered
+            self._due = None
+        return number
 
     def _stop(self, trainer: Trainer, number: signal.Signals) -> None:
         self.interrupted = trainer.should_stop = True
@@ -149,6 +168,61 @@ class GracefulInterrupt(Callback):
             trainer.check_val_every_n_epoch, self._period = self._period, None
         if self._limit is not None:
             trainer.limit_val_batches, self._limit = self._limit, None
+
+
+class _Agreement:
+    """On which signal all ranks act after this iteration; a run of one process asks nobody."""
+
+    def __init__(self) -> None:
+        self._wait = 0  # iterations until the next time
+        self._every = 1
+        self._asked = time.monotonic()
+
+    def is_due(self, trainer: Trainer) -> bool:
+        """Whether the ranks ask each other after this iteration; the answer is the same on all."""
+        self._wait -= 1
+        return trainer.world_size == 1 or self._wait <= 0
+
+    def on(self, trainer: Trainer, heard: signal.Signals | None) -> signal.Signals | None:
+        """The gravest signal that any rank has heard, ``None`` for none.
+
+        The message also says how long iterations take: the slowest rank decides how many there are until the next one.
+
+        Args:
+            trainer: Of this rank.
+            heard: By this rank.
+        """
+        if trainer.world_size == 1:
+            return heard
+        now = time.monotonic()
+        seconds = (now - self._asked) / self._every
+        gravity = 0 if heard is None else 1 + _by_gravity(trainer).index(heard)
+        gravest, slowest = over_ranks(trainer, [gravity, seconds], "max")
+        # no more than twice as many: the first iterations of a run say little
+        self._every = self._wait = max(1, min(2 * self._every, int(_LOOK_EVERY / max(slowest, 1e-6))))
+        self._asked = time.monotonic()
+        return _by_gravity(trainer)[int(gravest) - 1] if gravest else None
+
+
+def _by_gravity(trainer: Trainer) -> list[signal.Signals]:
+    requeue = _requeue_signal(trainer)
+    others = [requeue] if requeue not in (None, signal.SIGUSR1, signal.SIGINT, signal.SIGTERM) else []
+    return [signal.SIGUSR1, *others, signal.SIGINT, signal.SIGTERM]
+
+
+def _requeue_signal(trainer: Trainer) -> signal.Signals | None:
+    environment = trainer._accelerator_connector.cluster_environment
+    if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
+        return environment.requeue_signal
+    return None
+
+
+def _leave(trainer: Trainer, signum: int, frame: FrameType | None) -> None:
+    rank_zero_info(f"\nStopped by {signal.Signals(signum).name} before the first update: nothing was saved.")
+    launcher = trainer.strategy.launcher
+    if isinstance(launcher, _SubprocessScriptLauncher):  # nobody else tells the ranks that it has started
+        launcher.kill(signal.SIGTERM)
+    sys.exit(exit_code(trainer, 128 + signum))
 
 
 class _Before(Callback):

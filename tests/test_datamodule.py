@@ -297,7 +297,7 @@ def test_evaluation_plays_the_same_episodes_every_time_and_for_every_seed():
 def test_evaluation_episodes_come_in_batches_of_the_environments():
     loader = small(eval_episodes=7, eval_num_envs=3).val_dataloader()
     assert len(loader) == 3
-    assert [len(episodes) for episodes in loader] == [3, 3, 1]
+    assert [len(episodes) for episodes in loader] == [3, 2, 2]
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])

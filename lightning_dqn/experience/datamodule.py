@@ -33,6 +33,7 @@ from lightning_dqn.experience.replay import ReplayBuffer, ReplayDataset
 from lightning_dqn.experience.rows import Place
 from lightning_dqn.experience.stepping import SeededEnvs, episode_seeds
 from lightning_dqn.hparams import save_plain_hyperparameters
+from lightning_dqn.ranks import of_first_rank
 
 OnEnvError = Literal["raise", "restart"]
 _MOST = 2**31 - 1
@@ -59,11 +60,15 @@ class ExperienceDataModule(LightningDataModule):
     environments: ``learning_starts`` of them are taken at random before the first update, then an epoch is
     ``steps_per_epoch`` of them, so a run takes ``learning_starts + max_epochs * steps_per_epoch``.
 
+    Under several ranks (DDP) each has environments, buffer and random numbers of its own. What is counted in
+    environment steps is of all ranks together, as are ``eval_episodes``; ``num_envs``, ``batch_size``,
+    ``eval_num_envs`` and the capacity of the buffer are of each.
+
     Args:
         env_id: A registered id (``CartPole-v1``, ``my_module:MyEnv-v0``), the dotted path of a class or function
             (``my_package.MyEnv``), or from Python any callable that makes an environment. ``ALE/Pong-v5`` and
             ``MinAtar/Breakout-v1``, or any other game of these, come with what they need.
-        num_envs: Training environments that are stepped together.
+        num_envs: Training environments that are stepped together, of each rank.
         env_kwargs: Arguments of the environment.
         wrappers: Put around each environment in order, the last outermost; class or function paths.
         vectorization: ``sync`` steps the environments one after the other, ``async`` each in a process of its own,
@@ -88,11 +93,11 @@ class ExperienceDataModule(LightningDataModule):
         storage_device: The device that observations are kept on: ``cpu``, or ``cuda`` for the one that learns.
         n_step: Longest n-step window.
         gamma: Discount of one environment step, in [0, 1].
-        batch_size: Transitions per gradient step.
-        train_frequency: Environment steps per iteration, summed over environments.
+        batch_size: Transitions per gradient step, of each rank.
+        train_frequency: Environment steps per iteration, summed over environments and ranks.
         gradient_steps: Gradient steps per iteration. ``gradient_steps / train_frequency`` is the replay ratio.
         learning_starts: Environment steps taken at random before the first update; at least one batch is always
-            collected.
+            collected, on each rank.
         steps_per_epoch: Environment steps per epoch, rounded up to whole iterations. Validation and checkpoints fall at
             epoch ends.
         eval_episodes: Episodes of each validation, test or prediction; their seeds never change.
@@ -222,6 +227,11 @@ class ExperienceDataModule(LightningDataModule):
         """Processes that collect side by side, each with environments and a buffer of its own."""
         return self.trainer.world_size if self.trainer is not None else 1
 
+    @property
+    def warm_up(self) -> int:
+        """Environment steps of all ranks before the first update."""
+        return max(self.learning_starts, self.batch_size * self.world_size)
+
     def rng(self, stream: RandomStream) -> np.random.Generator:
         """A generator for one purpose, independent of all others and of other ranks.
 
@@ -232,7 +242,7 @@ class ExperienceDataModule(LightningDataModule):
         return np.random.default_rng(np.random.SeedSequence([self.seed, rank, stream]))
 
     def setup(self, stage: str) -> None:
-        """Checks what only the Trainer knows; makes nothing yet.
+        """Checks what only the Trainer knows, and takes over the seed of rank 0; makes nothing yet.
 
         Args:
             stage: ``fit``, ``validate``, ``test`` or ``predict``.
@@ -240,12 +250,15 @@ class ExperienceDataModule(LightningDataModule):
         Raises:
             ValueError: If the whole budget would be spent before learning starts.
         """
-        if stage != "fit" or self.trainer is None or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if stage != "fit" or self.trainer is None:
+            return
+        self.seed = of_first_rank(self.trainer, self.seed)  # if nobody chose one, each has drawn its own
+        if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         budget = (self.trainer.max_epochs or 0) * self.iterations_per_epoch * self.train_frequency
-        if 0 < budget < self.learning_starts:
+        if 0 < budget < self.warm_up:
             raise ValueError(
-                f"data.learning_starts ({self.learning_starts}) is beyond the budget of trainer.max_epochs * "
+                f"data.learning_starts ({self.warm_up}) is beyond the budget of trainer.max_epochs * "
                 f"data.steps_per_epoch = {budget} environment steps"
             )
 
@@ -354,18 +367,25 @@ class ExperienceDataModule(LightningDataModule):
         rank, world_size = self.trainer.global_rank if self.trainer is not None else 0, self.world_size
         if world_size > len(seeds):
             raise ValueError(f"data.eval_episodes ({len(seeds)}) must be at least the number of devices, {world_size}")
-        size, own = self.eval_num_envs, seeds[rank::world_size]
-        chunks = [own[start : start + size] for start in range(0, len(own), size)]
+        # one after the other, so that all of them in the order of ranks are in the order of one rank
+        own = np.array_split(seeds, world_size)[rank]
+        # as many batches on each: a network with buffers sends them round at every forward of a batch
+        count = min(math.ceil(self._eval_share / self.eval_num_envs), len(seeds) // world_size)
         return EvaluationSchedule(
             [
-                EvaluationEpisodes(self._open_evaluation, chunk, self.max_eval_steps, self.action_mask)
-                for chunk in chunks
+                EvaluationEpisodes(self._open_evaluation, chunk.tolist(), self.max_eval_steps, self.action_mask)
+                for chunk in np.array_split(own, count)
             ]
         )
 
+    @property
+    def _eval_share(self) -> int:
+        """The most evaluation episodes that a rank plays."""
+        return math.ceil(self.eval_episodes / self.world_size)
+
     def _open_evaluation(self) -> VectorEnv[Any, Any, Any]:
         if self._evaluation_envs is None:
-            count = min(self.eval_num_envs, self.eval_episodes)
+            count = min(self.eval_num_envs, self._eval_share)
             if self.vectorization == "async":  # no more processes than training has
                 count = min(count, self.num_envs)
             if self.vectorization == "native" and not callable(resolve_env(self.env_id)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,7 +19,6 @@ from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -32,10 +32,12 @@ from lightning_dqn.learner.compiled import CompiledForward, CompiledUpdate, Upda
 from lightning_dqn.learner.heads import ExpectedHead
 from lightning_dqn.learner.metrics import EpisodeMetrics
 from lightning_dqn.learner.networks import HeadFactory, MLPTorso, QNetwork, TorsoFactory
+from lightning_dqn.learner.strategies import why_not
 from lightning_dqn.learner.targets import DoubleQLearning, TargetRule, check_that_they_fit
 from lightning_dqn.learner.threads import limit_threads, restore_threads
 from lightning_dqn.learner.watchers import updates_are_watched, watcher
-from lightning_dqn.rng import restore_shared_random_state, shared_random_state
+from lightning_dqn.ranks import of_all_ranks
+from lightning_dqn.rng import restore_shared_random_state, separate_shared_random_state, shared_random_state
 from lightning_dqn.transition import ReplayBatch, Transition
 
 
@@ -129,12 +131,13 @@ class DQNLightningModule(LightningModule):
         self.gradient_steps = 0
         self.skipped_updates = 0
         self._skipped_in_a_row = 0
-        self._random_state: dict[str, Any] | None = None
+        self._random_states: list[dict[str, Any]] = []
         self.validation_metrics = EpisodeMetrics()
         self.test_metrics = EpisodeMetrics()
         self._iteration = _Iteration()
         self._weights: _Weights | None = None
         self._watched = True
+        self._ranks = 1
         self._compiled: CompiledUpdate | None = None
         self._acting: CompiledForward | None = None
 
@@ -217,7 +220,7 @@ class DQNLightningModule(LightningModule):
         return [kind() for kind in wanted if not any(isinstance(callback, kind) for callback in given)]
 
     def setup(self, stage: str) -> None:
-        """Refuses Trainer settings under which the updates would not be what they seem.
+        """Refuses Trainer settings under which the updates would not be what they seem; gives ranks noise of their own.
 
         Args:
             stage: ``fit``, ``validate``, ``test`` or ``predict``.
@@ -237,16 +240,16 @@ class DQNLightningModule(LightningModule):
                 "trainer.accumulate_grad_batches must be 1: a batch already holds the minibatches of "
                 "data.gradient_steps updates; choose a larger data.batch_size instead"
             )
-        supported = isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy)
-        if not supported or isinstance(trainer.strategy, DeepSpeedStrategy):
-            raise ValueError(
-                f"trainer.strategy: {type(trainer.strategy).__name__} is not supported; a Q-network is small and "
-                "acting would gather its shards at every step. Use one device or ddp"
-            )
+        reason = why_not(trainer.strategy)
+        if reason is not None:
+            raise ValueError(f"trainer.strategy: {reason}")
         if str(trainer.precision) not in ("32-true", "bf16-mixed", "16-mixed"):
             raise ValueError(
                 f"trainer.precision: {trainer.precision} casts rewards and targets; use 32-true, bf16-mixed or 16-mixed"
             )
+        separate_shared_random_state(trainer.global_rank)
+        # every rank has computed them from the episodes of all
+        warnings.filterwarnings("ignore", message=r".*self\.log\('(val/|test/|env_steps).*sync_dist=True")
 
     def on_fit_start(self) -> None:
         """Takes no more CPU threads than the network is worth, and looks who watches the updates.
@@ -262,6 +265,7 @@ class DQNLightningModule(LightningModule):
             )
         self._threads = limit_threads(self.online)
         self._watched = updates_are_watched(self, DQNLightningModule)
+        self._ranks = self.trainer.world_size
 
     def on_fit_end(self) -> None:
         """Gives the threads back, and forgets what was compiled for this run."""
@@ -292,6 +296,8 @@ class DQNLightningModule(LightningModule):
         iteration.td_errors[k:] = [td_error]
         iteration.losses[k:] = [loss.detach()]
         iteration.q_values[k:] = [q_values]
+        if self._ranks > 1:  # what is not finite on one rank has to reach the gradients that all of them will have
+            loss = loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan)
         return {"loss": loss, "td_error": iteration.td_errors}
 
     def losses(self, transition: Transition[Tensor], weight: Tensor) -> Update:
@@ -364,15 +370,26 @@ class DQNLightningModule(LightningModule):
     def on_after_backward(self) -> None:
         """Leaves out an update whose loss is not finite, so that no weight ever is, and counts it.
 
+        Under several ranks it is their common gradient that has to be finite, so all leave out the same updates.
+
         Raises:
             FloatingPointError: After ``max_skipped_updates`` in a row.
         """
-        if self._compiled is not None or self._note(self._iteration.losses[-1].item()):
+        if self._compiled is not None:
+            return
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        judged = self._iteration.losses[-1] if self._ranks == 1 or scaled else self._gradient_norm()
+        if self._note(judged.item()):
             return
         self._iteration.td_errors[-1] = torch.full_like(self._iteration.td_errors[-1], torch.nan)
-        if getattr(self.trainer.precision_plugin, "scaler", None) is None:  # a scaler leaves such updates out itself
+        if not scaled:  # a scaler leaves such updates out itself
             for parameter in self.online.parameters():
                 parameter.grad = None
+
+    def _gradient_norm(self) -> Tensor:
+        gradients = [parameter.grad for parameter in self.online.parameters() if parameter.grad is not None]
+        norm: Tensor = torch.stack(torch._foreach_norm(gradients)).norm()
+        return norm
 
     def _note(self, loss: float) -> bool:
         """Counts losses that are not finite; whether this one is."""
@@ -417,8 +434,10 @@ class DQNLightningModule(LightningModule):
             "train/td_error": self._iteration.td_errors,
             "train/q_value": self._iteration.q_values,
         }
-        for name, values in logged.items():
-            self.log(name, torch.stack(values).mean(), batch_size=size)
+        means = torch.stack([torch.stack(values).mean() for values in logged.values()])
+        means = self.trainer.strategy.reduce(means, reduce_op="mean")
+        for name, mean in zip(logged, means, strict=True):
+            self.log(name, mean, batch_size=size)
         if self.skipped_updates:
             self.log("train/skipped_updates", float(self.skipped_updates), batch_size=size)
 
@@ -454,6 +473,8 @@ class DQNLightningModule(LightningModule):
         """Adds the number of gradient steps, on which the target network's moves depend, and the shared generators."""
         checkpoint["gradient_steps"] = self.gradient_steps
         checkpoint["random_state"] = shared_random_state()
+        if self._ranks > 1:  # one rank writes for all
+            checkpoint["random_states"] = of_all_ranks(self.trainer, checkpoint["random_state"])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes the number of gradient steps over.
@@ -469,19 +490,23 @@ class DQNLightningModule(LightningModule):
                     "environment (data.env_id)?"
                 )
         self.gradient_steps = checkpoint["gradient_steps"]
-        self._random_state = checkpoint.get("random_state")
+        alone = [checkpoint["random_state"]] if "random_state" in checkpoint else []
+        self._random_states = checkpoint.get("random_states", alone)
 
     def on_train_start(self) -> None:
         """Puts the shared generators back, as the last thing before training goes on, and makes ready to compile."""
-        state, self._random_state = self._random_state, None
-        if state is not None and self.trainer.ckpt_path is not None:
-            restore_shared_random_state(state)
+        states, self._random_states = self._random_states, []
+        own = self.trainer.global_rank
+        if own < len(states) and self.trainer.ckpt_path is not None:
+            restore_shared_random_state(states[own])
         if self.compile_updates:
             self._compiled, self._acting = self._compile(), CompiledForward(self.online)
 
     def _compile(self) -> CompiledUpdate | None:
         trainer = self.trainer
         obstacle = watcher(self, DQNLightningModule)
+        if self._ranks > 1:
+            obstacle = f"trainer.strategy ({type(trainer.strategy).__name__}) averages gradients over ranks and"
         if getattr(trainer.precision_plugin, "scaler", None) is not None:
             obstacle = f"trainer.precision ({trainer.precision})"
         if type(self).training_step is not DQNLightningModule.training_step:
