@@ -76,6 +76,7 @@ BATCH, GAMMA, WARM_UP, SETTLE = 128, 0.99, 1_280, 1_280
 PEERS = {
     "sb3": ("torch==2.13.0", "stable-baselines3==2.7.0", "gymnasium[box2d]"),
     "sbx": ("torch==2.13.0", "sbx-rl==0.23.0", "gymnasium[box2d]"),
+    "tianshou": ("torch==2.13.0", "tianshou==2.0.1", "gymnasium[box2d]"),
 }
 NAMES = {
     "ours": "lightning-dqn",
@@ -83,6 +84,7 @@ NAMES = {
     "loop": "bare loop, fused Adam",
     "sb3": "Stable-Baselines3",
     "sbx": "SBX (JAX)",
+    "tianshou": "Tianshou",
 }
 
 
@@ -266,12 +268,84 @@ def stable_baselines(workload: Workload, module: str) -> dict[str, float]:
     return timer.result
 
 
+def tianshou(workload: Workload) -> dict[str, float]:
+    """Tianshou's trainer and collector."""
+    import gymnasium as gym
+
+    library: dict[str, Any] = {
+        name: getattr(importlib.import_module(f"tianshou.{room}"), name)
+        for room, names in {
+            "algorithm.modelfree.dqn": ("DQN", "DiscreteQLearningPolicy"),
+            "algorithm.optim": ("AdamOptimizerFactory",),
+            "data": ("Collector", "VectorReplayBuffer"),
+            "env": ("DummyVectorEnv",),
+            "trainer": ("OffPolicyTrainerParams",),
+            "utils.net.common": ("Net",),
+        }.items()
+        for name in names
+    }
+    timer, updates = Timer(workload), 0
+    algorithm: Any = library["DQN"]
+
+    class Counting(algorithm):  # type: ignore[misc]
+        def _update_with_batch(self, *args: Any) -> Any:
+            nonlocal updates
+            updates += 1
+            return super()._update_with_batch(*args)
+
+    envs = library["DummyVectorEnv"]([lambda: gym.make(workload.env_id)] * workload.num_envs)
+    space, actions = envs.observation_space[0], envs.action_space[0]
+    network = library["Net"](
+        state_shape=space.shape, action_shape=actions.n, hidden_sizes=workload.hidden_sizes, concat=False
+    )
+    policy = library["DiscreteQLearningPolicy"](
+        model=network, action_space=actions, observation_space=space, eps_training=1.0
+    )
+    agent = Counting(
+        policy=policy,
+        optim=library["AdamOptimizerFactory"](lr=workload.rate),
+        gamma=GAMMA,
+        target_update_freq=workload.target_period,
+        is_double=False,
+        huber_loss_delta=1.0,
+    )
+    buffer = library["VectorReplayBuffer"](workload.capacity, workload.num_envs)
+    collector = library["Collector"](agent, envs, buffer, exploration_noise=True)
+    collector.reset()
+    collector.collect(n_step=WARM_UP, random=True)
+
+    class Done(Exception):
+        pass
+
+    def watch(epoch: int, env_steps: int) -> None:
+        policy.set_eps_training(max(0.05, 1 - 0.95 * env_steps / 10_000))
+        if not timer.tick(WARM_UP + env_steps, updates):
+            raise Done
+
+    every = max(workload.frequency, workload.num_envs)
+    settings = library["OffPolicyTrainerParams"](
+        max_epochs=1,
+        epoch_num_steps=10 * timer.stop,
+        training_collector=collector,
+        collection_step_num_env_steps=every,
+        update_step_num_gradient_steps_per_sample=workload.updates / workload.frequency,
+        batch_size=BATCH,
+        training_fn=watch,
+        show_progress=False,
+        verbose=False,
+    )
+    with contextlib.suppress(Done):
+        agent.run_training(settings)
+    return timer.result
+
+
 SUBJECTS: dict[str, Callable[[Workload], dict[str, float]]] = {
     "ours": ours,
     "compiled": partial(ours, compile_updates=True),
     "loop": loop,
     "sb3": partial(stable_baselines, module="stable_baselines3"),
     "sbx": partial(stable_baselines, module="sbx"),
+    "tianshou": tianshou,
 }
 
 
