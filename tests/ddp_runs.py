@@ -48,6 +48,17 @@ class Notes(Callback):
             (self.pid_folder / f"pid{trainer.global_rank}").write_text(str(os.getpid()))
 
 
+class WithBuffers(MLPTorso):
+    """A network whose statistics DDP sends from rank 0 to the others at every forward of a batch."""
+
+    def __init__(self, observation_shape):
+        super().__init__(observation_shape, [16])
+        self.norm = torch.nn.BatchNorm1d(16)
+
+    def forward(self, observation):
+        return self.norm(super().forward(observation))
+
+
 class NotFinite(DQNLightningModule):
     """A model whose loss is infinite once, on one rank."""
 
@@ -77,7 +88,7 @@ def make(folder, options):
     model = (NotFinite if options.get("not_finite") else DQNLightningModule)(
         data.observation_shape,
         data.num_actions,
-        torso=partial(MLPTorso, hidden_sizes=[16]),
+        torso=WithBuffers if options.get("buffers") else partial(MLPTorso, hidden_sizes=[16]),
         head=partial(ExpectedHead, layer=NoisyLinear) if options.get("noisy") else ExpectedHead,
         **options.get("model", {}),
     )
