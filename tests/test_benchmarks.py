@@ -90,6 +90,7 @@ def test_calls_are_counted(monkeypatch):
     assert guard.calls_per_iteration(run, {"train_frequency": 3}) == (3.0, (1, 3 * guard.ITERATIONS[1]))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
 def test_without_a_gpu_its_rows_say_so_and_stay_empty():
     rows = [line for line in run().splitlines() if "no GPU on this machine" in line]

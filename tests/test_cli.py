@@ -383,6 +383,7 @@ def test_a_run_goes_on_at_the_pace_it_is_given(before, after, steps):
     assert all(later - earlier <= max(after, 8) for earlier, later in pairwise(seen))
 
 
+@pytest.mark.slow
 def test_the_command_finds_modules_in_the_folder_it_is_started_in(tmp_path):
     (tmp_path / "mine.py").write_text(
         "from gymnasium.envs.classic_control import CartPoleEnv\n"
@@ -394,7 +395,7 @@ def test_the_command_finds_modules_in_the_folder_it_is_started_in(tmp_path):
     assert ended.returncode == 0, ended.stderr
 
 
-@pytest.mark.parametrize("more", ["", ", auto_configure_optimizers=False"])
+@pytest.mark.parametrize("more", ["", pytest.param(", auto_configure_optimizers=False", marks=pytest.mark.slow)])
 def test_plain_lightning_cli_fits_and_refuses_an_optimizer_over_the_target(tmp_path, more):
     script = tmp_path / "train.py"
     script.write_text(

@@ -66,6 +66,7 @@ def test_levels_are_lines_with_names(tmp_path):
     assert np.sum(np.asarray(with_level) != np.asarray(without)) > 500
 
 
+@pytest.mark.slow
 def test_pyplot_and_its_backend_are_left_alone(tmp_path):
     code = (
         "import sys, numpy as np; from pathlib import Path; from unittest import mock;"

@@ -423,6 +423,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_a_killed_environment_process_ends_the_run_with_an_error_rather_than_hanging(tmp_path):
     (tmp_path / "killed.py").write_text(_KILLED)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}

@@ -172,7 +172,12 @@ def test_a_new_run_in_the_same_folder_replaces_the_curve_with_its_first_row(tmp_
 
 
 @pytest.mark.parametrize(
-    "more", [(), ("--trainer.logger.version=same",), ("--trainer.logger.version=same", "--checkpoint_latest.dirpath=x")]
+    "more",
+    [
+        (),
+        pytest.param(("--trainer.logger.version=same",), marks=pytest.mark.slow),
+        pytest.param(("--trainer.logger.version=same", "--checkpoint_latest.dirpath=x"), marks=pytest.mark.slow),
+    ],
 )
 def test_a_run_that_goes_on_has_one_curve(more):
     main([*FIT, f"--trainer.logger={CSV}", "--trainer.max_epochs=2", *more])

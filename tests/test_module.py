@@ -1207,7 +1207,7 @@ def frozen_lake(desc, gamma):
     return q, sorted(reachable)
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
 @pytest.mark.parametrize(
     ("desc", "max_episode_steps", "states"),
     [

@@ -207,6 +207,7 @@ def test_tests_that_fail_without_any_mistake_are_refused(tiny):
 # -- all of it ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_one_mutant_of_the_package_is_killed_from_the_command_line():
     process = subprocess.run(
         [sys.executable, "-m", "tests.mutants", "E3"], cwd=ROOT, capture_output=True, text=True, timeout=600

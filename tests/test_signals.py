@@ -130,6 +130,7 @@ class First(Callback):
             self.stored = len(trainer.datamodule.buffer)
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_a_terminal_reaches_environment_processes_too_and_does_not_break_them(tmp_path):
     with running(tmp_path, "async") as run:
         os.killpg(run.pid, signal.SIGINT)

@@ -69,7 +69,7 @@ def noisy(make_model):
     return lambda data: make_model(data, head=head)
 
 
-@pytest.mark.parametrize("kind", ["plain", "noisy"])
+@pytest.mark.parametrize("kind", ["plain", pytest.param("noisy", marks=pytest.mark.slow)])
 def test_training_is_the_same_with_and_without(kind, make_trainer, make_model, tmp_path):
     make = noisy(make_model) if kind == "noisy" else make_model
     states = []
@@ -218,6 +218,7 @@ def test_every_kind_of_environment_is_filmed_without_a_display(env_id, module, s
     assert 0 < played.lengths[0] <= 60
 
 
+@pytest.mark.slow
 def test_the_output_is_not_littered(tmp_path):
     code = (
         "from lightning.pytorch import Trainer\n"

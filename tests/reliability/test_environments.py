@@ -75,7 +75,7 @@ def run(make_trainer, make_model, vectorization, fault, n_step=3, victims=5, **k
     [
         ("sync", "raise", 1),
         ("sync", "raise", 3),
-        ("async", "die", 1),
+        pytest.param("async", "die", 1, marks=pytest.mark.slow),
         pytest.param("async", "raise", 3, marks=pytest.mark.slow),
         pytest.param("async", "hang", 3, marks=pytest.mark.slow),
     ],
