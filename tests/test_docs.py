@@ -29,7 +29,7 @@ def test_links_lead_somewhere(page):
         assert (DOCS / path).exists(), path
 
 
-@pytest.mark.parametrize("page", ["comparing", "search", "shipping"])
+@pytest.mark.parametrize("page", ["comparing", "scaling", "search", "shipping"])
 def test_commands_are_there_and_so_are_the_files_that_they_name(page):
     lines = re.findall(r"lightning-dqn (.*)", "".join(re.findall(r"```bash\n(.*?)```", PAGES[page], re.DOTALL)))
     assert lines
