@@ -412,3 +412,13 @@ def test_plain_lightning_cli_fits_and_refuses_an_optimizer_over_the_target(tmp_p
     if more:  # there is no such option then
         return
     assert "model.optimizer: this run's optimizer holds the target network as well" in ended.stderr
+
+
+@pytest.mark.parametrize("strategy", ["ddp_spawn", "ddp_fork"])
+def test_processes_that_would_lose_their_experience_are_refused_before_they_are_started(strategy):
+    arguments = ["fit", "--config=cartpole", "--trainer.accelerator=cpu", "--trainer.devices=2"]
+    with pytest.raises(SystemExit) as refused:
+        main([*arguments, f"--trainer.strategy={strategy}"])
+    said = str(refused.value)
+    assert said.startswith("error: trainer.strategy: DDPStrategy by ")
+    assert "\n" not in said

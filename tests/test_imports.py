@@ -123,6 +123,7 @@ MAY_IMPORT = {
         "loggers",
         "module",
         "ranks",
+        "strategies",
         "video",
         "watch",
     },
