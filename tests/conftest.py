@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import sys
 from functools import partial
 from types import SimpleNamespace
 
@@ -31,6 +32,14 @@ def _process_left_as_it_was():
     for name, value in variables.items():
         if os.environ.get(name) != value:
             os.environ[name] = value
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """An empty folder for the command line, with nothing on it, and no W&B."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["lightning-dqn"])
+    monkeypatch.setenv("WANDB_MODE", "disabled")
 
 
 @pytest.fixture

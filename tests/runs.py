@@ -1,8 +1,19 @@
-"""Run folders made by hand, for what reads them."""
+"""Runs that are over in a moment, and run folders made by hand, for what reads them."""
 
 import csv
 
 import yaml
+
+# what makes a run of any configuration small; an argument that comes later wins
+SMALL = [
+    "--trainer.max_epochs=2",
+    "--trainer.check_val_every_n_epoch=1",
+    "--data.learning_starts=64",
+    "--data.steps_per_epoch=64",
+    "--data.eval_episodes=2",
+    "--data.max_eval_steps=20",
+]
+QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
 
 
 def make_run(folder, seed=0, returns=(1.0, 2.0), **settings):

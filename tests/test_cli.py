@@ -14,28 +14,21 @@ from PIL import Image
 from lightning_dqn import LearningCurve, ReplayBuffer
 from lightning_dqn.cli import DQNCLI, find_config, main, resolve_config_names, shipped_configs
 from lightning_dqn.experience.envs import make_env
+from tests.runs import QUIET, SMALL
 
-SMALL = [
-    "--trainer.max_epochs=2",
-    "--trainer.check_val_every_n_epoch=1",
+SHORT = [
+    *SMALL,
+    *QUIET,
     "--trainer.log_every_n_steps=2",
-    "--trainer.enable_progress_bar=false",
-    "--trainer.enable_model_summary=false",
-    "--data.learning_starts=64",
     "--data.steps_per_epoch=128",
     "--data.eval_episodes=3",
     "--data.eval_num_envs=2",
-    "--data.max_eval_steps=20",
 ]
-FIT = ["fit", "--config=cartpole", *SMALL]
+FIT = ["fit", "--config=cartpole", *SHORT]
 RUN = Path("runs/cartpole/version_0")
 
 
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["lightning-dqn"])
-    monkeypatch.setenv("WANDB_MODE", "disabled")
+pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
 def rows(run: Path = RUN) -> list[dict[str, str]]:
@@ -268,7 +261,7 @@ def test_null_is_no_number(tmp_path):
 def test_a_checkpoint_of_another_environment_is_refused():
     main(FIT)
     with pytest.raises(SystemExit) as ended:
-        main(["fit", "--config=acrobot", *SMALL, f"--ckpt_path={RUN}/checkpoints/latest.ckpt"])
+        main(["fit", "--config=acrobot", *SHORT, f"--ckpt_path={RUN}/checkpoints/latest.ckpt"])
     assert "ckpt_path" in str(ended.value)
     assert "data.env_id" in str(ended.value)
 
@@ -404,10 +397,10 @@ def test_plain_lightning_cli_fits_and_refuses_an_optimizer_over_the_target(tmp_p
         f"LightningCLI(DQNLightningModule, ExperienceDataModule{more})\n"
     )
     shapes = ["--model.observation_shape=[4]", "--model.num_actions=2", "--data.env_id=CartPole-v1"]
-    ended = run(sys.executable, str(script), "fit", *SMALL, *shapes, cwd=tmp_path)
+    ended = run(sys.executable, str(script), "fit", *SHORT, *shapes, cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr
     assert list(tmp_path.rglob("*.ckpt"))
-    ended = run(sys.executable, str(script), "fit", *SMALL, *shapes, "--optimizer=Adam", cwd=tmp_path)
+    ended = run(sys.executable, str(script), "fit", *SHORT, *shapes, "--optimizer=Adam", cwd=tmp_path)
     assert ended.returncode != 0
     if more:  # there is no such option then
         return

@@ -3,7 +3,6 @@ import csv
 import pickle
 import resource
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,28 +11,21 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, Wand
 
 from lightning_dqn.cli import main
 from lightning_dqn.loggers import CurveWriter, never_stop_training, read_rows
+from tests.runs import QUIET, SMALL
 
 FIT = [
     "fit",
     "--config=cartpole",
+    *SMALL,
+    *QUIET,
     "--trainer.max_epochs=3",
-    "--trainer.check_val_every_n_epoch=1",
     "--trainer.log_every_n_steps=2",
-    "--trainer.enable_progress_bar=false",
-    "--trainer.enable_model_summary=false",
-    "--data.learning_starts=64",
     "--data.steps_per_epoch=128",
-    "--data.eval_episodes=2",
-    "--data.max_eval_steps=20",
 ]
 CSV = "{class_path: lightning.pytorch.loggers.CSVLogger, init_args: {save_dir: runs, name: cartpole}}"
 
 
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["lightning-dqn"])
-    monkeypatch.setenv("WANDB_MODE", "disabled")
+pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
 class Broken(Logger):

@@ -1,7 +1,6 @@
 """Tests of agents: episodes, statistics, test.json and the table."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,28 +11,13 @@ from lightning_dqn.apps.command import Refusal
 from lightning_dqn.apps.report import Evaluation, KeptEpisodes, Target, describe, load, place_of, play, summary, write
 from lightning_dqn.cli import main
 from tests.environments import Chain
-from tests.runs import make_run
+from tests.runs import QUIET, SMALL, make_run
 
-SMALL = [
-    "--trainer.max_epochs=1",
-    "--trainer.check_val_every_n_epoch=1",
-    "--trainer.enable_progress_bar=false",
-    "--trainer.enable_model_summary=false",
-    "--data.learning_starts=64",
-    "--data.steps_per_epoch=64",
-    "--data.eval_episodes=3",
-    "--data.max_eval_steps=20",
-    "--video=null",
-    "--curve=null",
-]
+FIT = [*SMALL, *QUIET, "--trainer.max_epochs=1", "--data.eval_episodes=3", "--video=null", "--curve=null"]
 RUNS = Path("runs/cartpole")
 
 
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["lightning-dqn"])
-    monkeypatch.setenv("WANDB_MODE", "disabled")
+pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
 def an_agent(returns, **fields):
@@ -42,9 +26,9 @@ def an_agent(returns, **fields):
 
 
 def test_the_command_line_says_what_a_score_is_worth(capsys):
-    main(["fit", "--config=cartpole", *SMALL])
+    main(["fit", "--config=cartpole", *FIT])
     best = RUNS / "version_0/checkpoints/best.ckpt"
-    main(["test", "--config=cartpole", *SMALL, "--data.eval_episodes=5", f"--ckpt_path={best}"])
+    main(["test", "--config=cartpole", *FIT, "--data.eval_episodes=5", f"--ckpt_path={best}"])
     said = capsys.readouterr().out
     report = json.loads((RUNS / "version_0/test.json").read_text())
     assert f"every episode in {RUNS}/version_0/test.json" in said

@@ -1,6 +1,5 @@
 """One trial of a search."""
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -9,23 +8,13 @@ from lightning_dqn.apps.command import Refusal
 from lightning_dqn.apps.space import Domain
 from lightning_dqn.apps.trial import ParsedFit, check, fit, settings
 from lightning_dqn.loggers import read_rows
+from tests.runs import SMALL
 
-ARGS = [
-    "--config=cartpole",
-    "--trainer.max_epochs=3",
-    "--trainer.check_val_every_n_epoch=1",
-    "--data.learning_starts=64",
-    "--data.steps_per_epoch=64",
-    "--data.eval_episodes=2",
-    "--data.max_eval_steps=20",
-]
+ARGS = ["--config=cartpole", *SMALL, "--trainer.max_epochs=3"]
 
 
 @pytest.fixture(autouse=True)
-def _elsewhere(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["lightning-dqn"])
-    monkeypatch.setenv("WANDB_MODE", "disabled")
+def _elsewhere(elsewhere, monkeypatch):
     monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
 

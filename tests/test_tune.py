@@ -16,26 +16,15 @@ from lightning_dqn.apps.space import read_search
 from lightning_dqn.apps.trial import ParsedFit
 from lightning_dqn.cli import find_config, main
 from lightning_dqn.loggers import read_rows
+from tests.runs import SMALL
 
 optuna = pytest.importorskip("optuna")
-SMALL = [
-    "--config=cartpole",
-    "--trainer.max_epochs=2",
-    "--trainer.check_val_every_n_epoch=1",
-    "--data.learning_starts=64",
-    "--data.steps_per_epoch=64",
-    "--data.eval_episodes=2",
-    "--data.max_eval_steps=20",
-]
-TUNE = ["tune", *SMALL, "--search=cartpole", "--pruner=none", "--seeds=1", "--output=out"]
+TUNE = ["tune", "--config=cartpole", *SMALL, "--search=cartpole", "--pruner=none", "--seeds=1", "--output=out"]
 SEARCHES = Path(find_config("cartpole", "search")).parent
 
 
 @pytest.fixture(autouse=True)
-def _elsewhere(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["lightning-dqn"])
-    monkeypatch.setenv("WANDB_MODE", "disabled")
+def _elsewhere(elsewhere, monkeypatch):
     monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
 
