@@ -1,8 +1,9 @@
-"""How the cost of training grows with the replay, the environments, the batch and the network.
+"""How the cost of training grows with the environments, the batch and the network.
 
 Whole runs of ``Trainer.fit`` as in ``throughput.py``, in which one thing at a time gets larger. Runs of all sizes take
 turns; a cost is the median over the turns. The exponent is that of the power of the size that fits the costs best: 0
-where size costs nothing, 1 where twice the size costs twice as much.
+where size costs nothing, 1 where twice the size costs twice as much. What a larger replay costs is in ``replay.py``:
+a run would have to fill it first.
 
     python benchmarks/scaling.py
     python benchmarks/scaling.py --axes environments --compile
@@ -44,10 +45,6 @@ def _of_an_update(workload: Workload, compile_updates: bool, batch_size: int = B
     return found["seconds"] / found["updates"]
 
 
-def _replay(size: int, compile_updates: bool) -> float:
-    return _of_an_update(BASE._replace(capacity=size), compile_updates)
-
-
 def _environments(size: int, compile_updates: bool) -> float:
     # one update for 128 steps: what is seen is the stepping
     workload = BASE._replace(num_envs=size, frequency=128 * 8, updates=8, steps=8_192 + 128 * size)
@@ -64,7 +61,6 @@ def _network(size: int, compile_updates: bool) -> float:
 
 
 AXES = {
-    "replay": Axis((10_000, 100_000, 1_000_000), "update", _replay),
     "environments": Axis((1, 4, 16, 64, 256), "environment step", _environments),
     "batch": Axis((32, 128, 512, 2_048), "update", _batch),
     "network": Axis((64, 128, 256, 512), "update", _network),
