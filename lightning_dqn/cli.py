@@ -25,6 +25,7 @@ from lightning_dqn.learner.module import DQNLightningModule
 from lightning_dqn.learner.strategies import why_not
 from lightning_dqn.loggers import OneCurve, never_stop_training
 from lightning_dqn.ranks import exit_code, of_all_ranks
+from lightning_dqn.signals import is_interrupted
 from lightning_dqn.video import EpisodeVideo
 from lightning_dqn.watch import ProgressBar, WandbLogger
 
@@ -159,7 +160,7 @@ class DQNCLI(LightningCLI):
     def after_fit(self) -> None:
         """Says the score and where the files are."""
         self._say_what_is_where("val/return", self.datamodule.eval_episodes)
-        if any(getattr(callback, "interrupted", False) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
+        if is_interrupted(self.trainer):
             sys.exit(exit_code(self.trainer, _INTERRUPTED))
 
     def after_validate(self) -> None:

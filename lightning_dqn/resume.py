@@ -26,6 +26,7 @@ from lightning_dqn.experience.rewind import EpisodeRecord
 from lightning_dqn.experience.snapshots import SnapshotKeeper
 from lightning_dqn.hparams import differences
 from lightning_dqn.ranks import of_first_rank
+from lightning_dqn.signals import is_interrupted
 
 _WINDOWS, _EPISODES = "windows_", "episodes_"
 
@@ -110,7 +111,7 @@ class RunState:
         (home, _), rank = full_checkpoint(trainer), trainer.global_rank
         step = of_first_rank(trainer, data.env_steps)
         try:
-            replay = self._snapshots.save(home, step, rank, arrays, meta, data.buffer.rings(), _ends(trainer))
+            replay = self._snapshots.save(home, step, rank, arrays, meta, data.buffer.rings(), is_interrupted(trainer))
         except OSError as error:
             problem = str(error)
         if not trainer.strategy.reduce_boolean_decision(replay is not None):
@@ -213,11 +214,6 @@ class RunState:
     def _written(self, checkpoint: Mapping[str, Any]) -> None:
         if checkpoint.get("replay") is not None:
             self._snapshots.written(checkpoint["replay"])
-
-
-def _ends(trainer: Trainer) -> bool:
-    """Whether a signal ends the run, which may have few seconds left."""
-    return any(getattr(callback, "interrupted", False) for callback in trainer.callbacks)  # type: ignore[attr-defined]
 
 
 def _beside(trainer: Trainer) -> Path:

@@ -225,6 +225,15 @@ def _leave(trainer: Trainer, signum: int, frame: FrameType | None) -> None:
     sys.exit(exit_code(trainer, 128 + signum))
 
 
+def is_interrupted(trainer: Trainer) -> bool:
+    """Whether a signal ends the run, which may have few seconds left.
+
+    Args:
+        trainer: Whose callbacks are asked.
+    """
+    return any(getattr(callback, "interrupted", False) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+
+
 class _Before(Callback):
     """Has signals heard before anybody else begins; whoever acts on them comes last."""
 

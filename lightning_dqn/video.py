@@ -21,6 +21,7 @@ from lightning_dqn.files import NewFile
 from lightning_dqn.forgiving import Forgiving
 from lightning_dqn.resume import data_of
 from lightning_dqn.rng import restore_shared_random_state, shared_random_state
+from lightning_dqn.signals import is_interrupted
 
 
 class EpisodeVideo(Callback):
@@ -76,8 +77,7 @@ class EpisodeVideo(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Films the last episode, unless someone who wants the run to stop is waiting for it."""
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        if not any(getattr(callback, "interrupted", False) for callback in callbacks):
+        if not is_interrupted(trainer):
             self._film(trainer, pl_module)
 
     def _film(self, trainer: Trainer, pl_module: LightningModule) -> None:

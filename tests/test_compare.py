@@ -47,10 +47,15 @@ def test_the_table_and_three_pictures_are_left(folders, tmp_path, capsys):
     assert all(Image.open(tmp_path / "out" / name).size == (1050, 600) for name in pictures)
 
 
+def drawn_of(names, folder):
+    groups = read_groups(names)
+    return compare.draw(groups, compare.improvements(groups), folder)
+
+
 def test_what_is_drawn(folders, tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(compare, "draw_curves", lambda curves, *args, **labels: drawn.append((curves, labels)))
-    compare.draw(read_groups(folders), tmp_path)
+    drawn_of(folders, tmp_path)
     (curves, _), (profiles, labels) = drawn
     assert [curve.label for curve in curves] == ["n_step 1 (3 runs)", "n_step 3 (3 runs)"]
     assert curves[0].steps.tolist() == [100.0, 200.0]
@@ -95,7 +100,7 @@ def test_many_trainings_are_told_apart(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(compare, "draw_curves", lambda curves, *args, **labels: drawn.append(curves))
     names = [str(make_run(tmp_path / f"{steps}", **{"data.n_step": steps})) for steps in range(12)]
-    pictures = compare.draw(read_groups(names), tmp_path)
+    pictures = drawn_of(names, tmp_path)
     for curves in drawn:
         assert len({(curve.color, curve.dashed) for curve in curves}) == 12
     # the 66 pairs have a line each

@@ -28,6 +28,8 @@ _COLORS = tuple(
     f"tab:{name}" for name in ["blue", "orange", "green", "red", "purple", "brown", "pink", "olive", "cyan", "gray"]
 )
 _THRESHOLDS = 200
+Improvement = tuple[str, str, Estimate]
+"""Two groups by name, and the probability that a run of the one beats a run of the other."""
 _NOTE = (
     "A run's score is the mean return of the greedy episodes of its last validation. Intervals: 95 %, stratified "
     "percentile bootstrap over runs."
@@ -49,20 +51,22 @@ def command(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     groups = read_groups(options.runs)
     same_environment({str(run.folder): run.env_id for group in groups for run in group.runs})
-    text = describe(groups)
+    found = improvements(groups)
+    text = describe(groups, found)
     print(text)
-    pictures = draw(groups, options.output)
+    pictures = draw(groups, found, options.output)
     shown = "\n\n".join(f"![{path.stem.replace('_', ' ')}]({path.name})" for path in pictures)
     with NewFile(options.output / "comparison.md") as file:
         file.write(f"# {groups[0].runs[0].env_id}\n\n{text}\n\n{shown}\n".encode())
     print("\nfiles in", options.output)
 
 
-def describe(groups: list[Group]) -> str:
+def describe(groups: list[Group], improved: list[Improvement]) -> str:
     """The figures, as Markdown.
 
     Args:
         groups: Of one environment.
+        improved: Every two of them, see :func:`improvements`.
     """
     lines = [
         "| | runs | env steps | mean | median | interquartile mean | 95 % interval |",
@@ -79,7 +83,7 @@ def describe(groups: list[Group]) -> str:
         )
     if len(groups) > 1:
         lines += ["", "| probability that a run of | beats one of | | 95 % interval |", "|---|---|---|---|"]
-        for one, other, found in improvements(groups):
+        for one, other, found in improved:
             lines.append(f"| {one} | {other} | {found.value:.2f} | {found.interval(2)} |")
         lines += ["", "| what differs | " + " | ".join(group.name for group in groups) + " |"]
         lines.append("|---|" + "---|" * len(groups))
@@ -92,7 +96,7 @@ def describe(groups: list[Group]) -> str:
     return "\n".join([*lines, "", _NOTE])
 
 
-def improvements(groups: list[Group]) -> list[tuple[str, str, Estimate]]:
+def improvements(groups: list[Group]) -> list[Improvement]:
     """For every two groups, the probability that a run of the one beats a run of the other."""
     return [
         (one.name, other.name, estimate(probability_of_improvement, one.scores[:, None], other.scores[:, None]))
@@ -100,11 +104,12 @@ def improvements(groups: list[Group]) -> list[tuple[str, str, Estimate]]:
     ]
 
 
-def draw(groups: list[Group], folder: Path) -> list[Path]:
+def draw(groups: list[Group], improved: list[Improvement], folder: Path) -> list[Path]:
     """Draws them.
 
     Args:
         groups: Of one environment.
+        improved: Every two of them, see :func:`improvements`.
         folder: For the pictures; made if missing.
 
     Returns:
@@ -136,7 +141,7 @@ def draw(groups: list[Group], folder: Path) -> list[Path]:
     )
     if len(groups) > 1:
         pictures.append(folder / "probability_of_improvement.png")
-        _draw_improvements(improvements(groups), env_id, pictures[-1])
+        _draw_improvements(improved, env_id, pictures[-1])
     return pictures
 
 
@@ -145,7 +150,7 @@ def _curve(x: Scores, estimated: Scores, label: str, color: str, dashed: bool) -
     return Curve(x, values, label, color, dashed=dashed, band=(low, high))
 
 
-def _draw_improvements(found: list[tuple[str, str, Estimate]], env_id: str, out: Path) -> None:
+def _draw_improvements(found: list[Improvement], env_id: str, out: Path) -> None:
     title = f"{env_id}: probability of improvement, 95 % intervals"
     height = max(4.0, 1.0 + 0.45 * len(found))
     with picture(out, title, "P(a run of the first scores more than one of the second)", "", height) as axes:

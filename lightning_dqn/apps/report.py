@@ -153,7 +153,7 @@ def describe(tested: Sequence[Evaluation]) -> str:
         lines += ["| run | env steps | episodes | mean return | 95 % interval over episodes |", "|---|---|---|---|---|"]
         for each in tested:
             own = estimate(mean, each.returns[:, None])
-            name = "" if each.checkpoint is None else _relative(folder_of_run(each.checkpoint) or each.checkpoint)
+            name = "" if each.checkpoint is None else os.path.relpath(folder_of_run(each.checkpoint) or each.checkpoint)
             lines.append(f"| {name} | {each.env_steps:,} | {len(each.returns)} | {own.value:.1f} | {own.interval()} |")
         lines += ["", f"{first.env_id}: {of}"]
     lines += ["", "| return | | 95 % interval |", "|---|---|---|"]
@@ -292,7 +292,3 @@ def _target(data: ExperienceDataModule) -> Target | None:
     except (gym.error.Error, ImportError, ValueError):
         return None
     return None if threshold is None else Target(float(threshold), "its reward threshold")
-
-
-def _relative(path: Path) -> str:
-    return os.path.relpath(path)

@@ -146,6 +146,11 @@ def closest(name: str, known: list[str]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
+def shown(value: Value) -> str:
+    """A value as tables and lines have it, with three digits."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
 def _domain(name: str, given: Any) -> Domain:
     field = f"space.{name}"
     if not isinstance(given, Mapping):

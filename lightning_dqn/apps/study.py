@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from lightning_dqn.apps.command import Refusal
-from lightning_dqn.apps.space import Domain, Search, Value
+from lightning_dqn.apps.space import Domain, Search, Value, shown
 from lightning_dqn.apps.trial import fit, settings
 
 FILE = "study.db"
@@ -46,6 +46,11 @@ class Plan(NamedTuple):
     args: list[str]
     search: Search
     grace: int
+
+    @property
+    def lock(self) -> FileLock:
+        """Held by the one worker that looks at how far the study is, and takes a trial."""
+        return FileLock(self.folder / f"{FILE}.lock", timeout=_PATIENCE)
 
 
 class Progress(NamedTuple):
@@ -75,7 +80,7 @@ def open_study(plan: Plan) -> optuna.Study:
     plan.folder.mkdir(parents=True, exist_ok=True)
     _quiet()
     try:
-        with FileLock(plan.folder / f"{FILE}.lock", timeout=_PATIENCE):
+        with plan.lock:
             storage = RDBStorage(
                 f"sqlite:///{path}",
                 engine_kwargs={"connect_args": {"timeout": _PATIENCE}},
@@ -105,7 +110,7 @@ def work(plan: Plan) -> None:
     Args:
         plan: What to do.
     """
-    study, lock = open_study(plan), FileLock(plan.folder / f"{FILE}.lock", timeout=_PATIENCE)
+    study, lock = open_study(plan), plan.lock
     for logger in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(logger).setLevel(logging.ERROR)
     while True:
@@ -234,14 +239,10 @@ def _say(study: optuna.Study, trial: FrozenTrial, of: int) -> None:
     what = str(trial.user_attrs.get("error", "failed"))
     if trial.state in _DONE:
         what = "pruned" if trial.state == TrialState.PRUNED else f"{trial.values[0]:.1f}"
-    values = ", ".join(f"{name.rpartition('.')[2]} {_round(value)}" for name, value in trial.params.items())
+    values = ", ".join(f"{name.rpartition('.')[2]} {shown(value)}" for name, value in trial.params.items())
     best = best_of(study)
     so_far = "" if best is None else f"; best {best.value:.1f} in trial {best.number}"
     print(f"trial {trial.number}: {what} ({values}){so_far}; {len(finished(study))} of {of}", flush=True)
-
-
-def _round(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _check_that_it_is_the_same(study: optuna.Study, made_for: dict[str, Any], path: Path, advice: str) -> None:

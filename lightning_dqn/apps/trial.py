@@ -13,6 +13,7 @@ from lightning_dqn.apps.command import Refusal
 from lightning_dqn.apps.runs import flattened
 from lightning_dqn.apps.space import Domain, Value, closest
 from lightning_dqn.cli import DQNCLI
+from lightning_dqn.signals import is_interrupted
 
 METRIC = "val/return"
 Report = Callable[[float], bool]
@@ -85,7 +86,7 @@ class _Fit(DQNCLI):
 
     def after_fit(self) -> None:
         """Says nothing; an interrupted fit is no result."""
-        if any(getattr(callback, "interrupted", False) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
+        if is_interrupted(self.trainer):
             raise KeyboardInterrupt
 
 

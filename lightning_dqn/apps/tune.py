@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_dqn.apps.command import Arguments, Refusal, at_least, needed
-from lightning_dqn.apps.space import read_search
+from lightning_dqn.apps.space import read_search, shown
 from lightning_dqn.apps.trial import ParsedFit, check, settings
 from lightning_dqn.cli import find_config, resolve_config_names
 from lightning_dqn.files import NewFile
@@ -48,10 +48,12 @@ def command(arguments: list[str]) -> None:
     at_least(1, "--workers", options.workers)
     at_least(2, "--grace", options.grace)
     needed("optuna", "search")
-    path = Path(_found(options.search, "search"))
+    try:
+        path, fit = Path(find_config(options.search, "search")), resolve_config_names(fit)
+    except ValueError as error:
+        raise Refusal(str(error)) from error
     instead = {name: getattr(options, name) for name in ("trials", "seeds", "sampler", "pruner")}
     search = read_search(path, {name: value for name, value in instead.items() if value is not None})
-    fit = _resolved(fit)
     check(fit, search.space)
 
     from lightning_dqn.apps.study import Plan, open_study, work
@@ -63,20 +65,6 @@ def command(arguments: list[str]) -> None:
     else:
         _in_processes(work, plan, options.workers)
     _finish(study, plan)
-
-
-def _found(name: str, folder: str) -> str:
-    try:
-        return find_config(name, folder)
-    except ValueError as error:
-        raise Refusal(str(error)) from error
-
-
-def _resolved(fit: list[str]) -> list[str]:
-    try:
-        return resolve_config_names(fit)
-    except ValueError as error:
-        raise Refusal(str(error)) from error
 
 
 def _until_interrupted(run: Callable[[], None]) -> None:
@@ -140,16 +128,12 @@ def _table(study: Study) -> str:
     names = list(best[0].params)
     lines = ["| trial | val/return | " + " | ".join(names) + " |", "|---|---|" + "---|" * len(names)]
     for trial in best:
-        values = " | ".join(_short(trial.params[name]) for name in names)
+        values = " | ".join(shown(trial.params[name]) for name in names)
         lines.append(f"| {trial.number} | {trial.values[0]:.1f} | {values} |")
     states = [trial.state.name for trial in study.trials]
     errors = sum("error" in trial.user_attrs for trial in study.trials)
     lines.append(f"\n{states.count('COMPLETE')} trials to their end, {states.count('PRUNED')} pruned, {errors} failed")
     return "\n".join(lines)
-
-
-def _short(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _draw(study: Study, folder: Path) -> list[Path]:
