@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from filelock import FileLock
 from PIL import Image
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
@@ -29,7 +30,8 @@ def _elsewhere(elsewhere, monkeypatch):
 
 
 def study():
-    return optuna.load_study(study_name="search", storage="sqlite:///out/study.db")
+    with FileLock("out/study.db.lock"):  # whoever opens a database that is just being made would make it as well
+        return optuna.load_study(study_name="search", storage="sqlite:///out/study.db")
 
 
 def test_the_best_configuration_is_one_that_fit_takes(capsys):
