@@ -77,7 +77,12 @@ class DQNCLI(LightningCLI):
     Args:
         args: Arguments instead of those of the command line.
         **kwargs: See :class:`lightning.pytorch.cli.LightningCLI`.
+
+    Attributes:
+        collector: What the section ``collect`` configures.
     """
+
+    collector: type[ExperienceCollector] = ExperienceCollector
 
     def __init__(self, args: ArgsType = None, **kwargs: Any) -> None:
         defaults: dict[str, Any] = {
@@ -96,7 +101,7 @@ class DQNCLI(LightningCLI):
         """Links the environment's shapes to the network and adds the callbacks that every run has."""
         parser.link_arguments("data.observation_shape", "model.observation_shape", apply_on="instantiate")
         parser.link_arguments("data.num_actions", "model.num_actions", apply_on="instantiate")
-        parser.add_lightning_class_args(ExperienceCollector, "collect")
+        parser.add_lightning_class_args(self.collector, "collect")
         for key, values in _CHECKPOINTS.items():
             parser.add_lightning_class_args(ModelCheckpoint, key)
             # at validation end: the one moment at which every kind of resume is exact
@@ -117,7 +122,7 @@ class DQNCLI(LightningCLI):
         super().parse_arguments(parser, args)
         command = self.config.get("subcommand")
         config = self.config[command] if command else self.config
-        made = {"data": ExperienceDataModule, "model": DQNLightningModule, "collect": ExperienceCollector}
+        made = {"data": ExperienceDataModule, "model": DQNLightningModule, "collect": self.collector}
         for section in made:
             empty = nulls(made[section], config.as_dict().get(section) or {}, section)
             if empty:
@@ -343,11 +348,7 @@ def _run_app(name: str, args: list[str]) -> None:
 
 def main(args: ArgsType = None) -> None:
     """Runs the command line; errors that name a field of the configuration are printed without a traceback."""
-    # what Lightning's own parsing and profiling will have to change one day is not the user's business
-    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
-    warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))  # where the user's own environments and networks are, as for python -m
+    prepare_process()
     given = sys.argv[1:] if args is None else args
     if isinstance(given, list) and _is_ours(given):
         return _run_app(given[0], given[1:])
@@ -357,10 +358,29 @@ def main(args: ArgsType = None) -> None:
             if isinstance(logger, WandbLogger):
                 logger.finish()
     except (ValueError, MemoryError) as error:
-        cause: BaseException | None = error
-        # the parser wraps what a class of a configuration raised in an error of its own, at length
-        while cause is not None and not _NAMED_FIELD.match(str(cause)):
-            cause = cause.__cause__
-        if cause is None:
+        reason = what_is_wrong(error)
+        if reason is None:
             raise
-        sys.exit(f"error: {cause}")
+        sys.exit(f"error: {reason}")
+
+
+def prepare_process() -> None:
+    """Finds what lies in the working directory, and leaves out what is not the user's business."""
+    # what Lightning's own parsing and profiling will have to change one day
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+    warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # where the user's own environments and networks are, as for python -m
+
+
+def what_is_wrong(error: BaseException) -> str | None:
+    """What an error says of a field of the configuration; ``None`` if it is about something else.
+
+    Args:
+        error: Of a command.
+    """
+    cause: BaseException | None = error
+    # the parser wraps what a class of a configuration raised in an error of its own, at length
+    while cause is not None and not _NAMED_FIELD.match(str(cause)):
+        cause = cause.__cause__
+    return None if cause is None else str(cause)

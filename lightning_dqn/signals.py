@@ -82,6 +82,14 @@ class GracefulInterrupt(Callback):
         for number in listened:
             signal.signal(number, leave if number in (signal.SIGINT, signal.SIGTERM) else self._note)
 
+    def hear(self, number: signal.Signals) -> None:
+        """Takes notice of a signal that somebody else received, such as the process that started this one.
+
+        Args:
+            number: Acted upon at the end of the iteration that is under way.
+        """
+        self._due = number
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """From now on a signal that ends the run is worth an iteration's wait."""
         for number in self._previous:

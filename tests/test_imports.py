@@ -1,6 +1,7 @@
 """Who may import whom."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -151,8 +152,14 @@ MAY_IMPORT = {
     "export": {"command", "datamodule", "files", "module", "report"},
     "card": {"apps", "command", "files", "report", "runs"},
     "report": {"checkpoint_io", "command", "datamodule", "files", "module", "resume", "runs", "statistics"},
+    # on the machines of a Ray cluster
 }
 AT_RUN_TIME = {"module": {"collector", "signals"}, "cli": {"apps", "command", "report"}, "tune": {"study"}}
+
+
+def _room(name: str, folder: str) -> str:
+    """What a module is called here: those of the folder that has a sibling of others' by its name."""
+    return f"ray_{name}" if folder == "ray" else name
 
 
 def imports_of_ours(path: Path) -> dict[str, set[str]]:
@@ -162,14 +169,15 @@ def imports_of_ours(path: Path) -> dict[str, set[str]]:
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lightning_dqn"):
             where = "top" if node in tree.body else "inside"
-            found[where].add((node.module or "").split(".")[-1])
+            *folder, name = (node.module or "").split(".")
+            found[where].add(_room(name, folder[-1]) if folder else name)
         elif isinstance(node, ast.Import):
             assert not any(alias.name.startswith("lightning_dqn") for alias in node.names), "import from, by name"
     return found
 
 
 FILES = sorted(PACKAGE.glob("**/*.py"))
-ROOMS = {path.stem: path for path in FILES if path.stem not in ("__init__", "__main__")}
+ROOMS = {_room(path.stem, path.parent.name): path for path in FILES if path.stem not in ("__init__", "__main__")}
 
 
 @pytest.mark.parametrize("room", ROOMS)
@@ -208,6 +216,12 @@ def test_nothing_but_the_command_line_knows_of_the_apps():
             assert not found["inside"] & apps or room == "cli"
 
 
+def test_nothing_outside_of_its_folder_knows_of_ray():
+    for room, path in ROOMS.items():
+        if path.parent.name != "ray":
+            assert not re.search(r"^\s*(import ray|from ray|from lightning_dqn.ray)", path.read_text(), re.M), room
+
+
 def test_functional_imports_torch_alone():
     tree = ast.parse((PACKAGE / "functional.py").read_text())
     modules = {node.module for node in tree.body if isinstance(node, ast.ImportFrom)}
@@ -223,7 +237,7 @@ def test_nothing_unpickles(path):
 
 
 def test_the_package_can_be_imported_without_the_extras():
-    absent = "ale_py", "cv2", "minatar", "Box2D", "tensorboard", "optuna", "onnx", "onnxruntime", "onnxscript"
+    absent = "ale_py", "cv2", "minatar", "Box2D", "tensorboard", "optuna", "onnx", "onnxruntime", "onnxscript", "ray"
     code = f"import sys; sys.modules.update(dict.fromkeys({absent})); import lightning_dqn, lightning_dqn.cli"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=PACKAGE.parent)
 
