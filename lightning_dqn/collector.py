@@ -16,6 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from numpy.typing import NDArray
 
+from lightning_dqn.agreement import check_agreement
 from lightning_dqn.checkpoint_io import saves_fully
 from lightning_dqn.experience.datamodule import ExperienceDataModule, RandomStream
 from lightning_dqn.experience.exploration import EpsilonGreedy, Explorer, uniform_actions
@@ -63,7 +64,11 @@ class ExperienceCollector(Callback):
         self._underway: tuple[NDArray[np.int64], NDArray[np.bool_] | None, Future[VectorStep]] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuses a second collector, has checkpoints saved safely, and makes ``env_steps`` the x axis of W&B."""
+        """Refuses a second collector, and a network for other environments; checkpoints are safe, W&B has its x axis.
+
+        Raises:
+            ValueError: Naming the field.
+        """
         collectors = [callback for callback in trainer.callbacks if isinstance(callback, ExperienceCollector)]  # type: ignore[attr-defined]
         if len(collectors) > 1:
             raise ValueError(
@@ -71,6 +76,8 @@ class ExperienceCollector(Callback):
                 "configured under `collect:`)"
             )
         data = data_of(trainer)
+        if data is not None:
+            check_agreement(pl_module, data)
         if self.overlap and data is not None and data.train_frequency > data.num_envs * trainer.world_size:
             ranks = f" of {trainer.world_size} ranks" if trainer.world_size > 1 else ""
             raise ValueError(

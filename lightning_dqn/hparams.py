@@ -8,7 +8,7 @@ import types
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 from lightning.pytorch.core.mixins import HyperparametersMixin
@@ -31,9 +31,12 @@ def save_plain_hyperparameters(owner: HyperparametersMixin) -> None:
     if "_instantiator" in owner.hparams:
         return
     plain: dict[str, Any] = {}
+    hints = _hints(type(owner))
     for name, value in owner.hparams.items():
         try:
-            plain[name] = describe(value)
+            described = describe(value)
+            _check_that_it_can_be_read(hints.get(name), value)
+            plain[name] = described
         except TypeError as unknown:
             warnings.warn(
                 f"{name} is not saved with the hyper-parameters: {unknown}. Give it to load_from_checkpoint().",
@@ -127,9 +130,9 @@ def nulls(make: Callable[..., Any], given: Mapping[str, Any], name: str) -> list
     """
     try:
         parameters = inspect.signature(make).parameters
-        hints = get_type_hints(make.__init__ if isinstance(make, type) else make)  # type: ignore[misc]
-    except (NameError, TypeError, ValueError):  # it does not say, or in types that exist only for who checks them
+    except (TypeError, ValueError):  # it does not say
         return []
+    hints = _hints(make)
     found = []
     for key, value in given.items():
         if value is None and key in hints and key in parameters and parameters[key].default is not None:
@@ -137,6 +140,34 @@ def nulls(make: Callable[..., Any], given: Mapping[str, Any], name: str) -> list
         if isinstance(value, Mapping) and callable(made := pydoc.locate(str(value.get("class_path")))):
             found += nulls(made, value.get("init_args") or {}, f"{name}.{key}")
     return found
+
+
+def _hints(make: Callable[..., Any]) -> dict[str, Any]:
+    try:
+        return get_type_hints(make.__init__ if isinstance(make, type) else make)  # type: ignore[misc]
+    except (NameError, TypeError):  # it does not say, or in types that exist only for who checks them
+        return {}
+
+
+def _check_that_it_can_be_read(hint: Any, value: object) -> None:
+    """Refuses functions that a parser would not take for a factory: it goes by what they say that they return.
+
+    Raises:
+        TypeError: Saying what to write.
+    """
+    function = value.func if isinstance(value, partial) else value
+    factories = [each for each in (hint, *get_args(hint)) if get_origin(each) is Callable]
+    if not isinstance(function, types.FunctionType) or not factories or function.__module__.startswith("jsonargparse."):
+        return
+    made = get_args(factories[0])[-1]
+    kinds = tuple(kind for kind in (made, *get_args(made)) if isinstance(kind, type) and kind is not Any)
+    if not kinds:
+        return
+    returned, path = _hints(function).get("return"), _dotted_path(function)
+    if not isinstance(returned, type) or not issubclass(returned, kinds):
+        raise TypeError(f"{path} does not say what it returns; write `-> {kinds[0].__name__}` behind its arguments")
+    if isinstance(value, partial):
+        raise TypeError(f"arguments of {path} cannot be saved, as it is a function; make it a class")
 
 
 def _dotted_path(named: Any) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 from lightning.pytorch import Trainer
+from torch import nn
 
 from lightning_dqn import DQNLightningModule, ExperienceDataModule, MLPTorso, NatureTorso, ReplayBuffer, Torso
 from lightning_dqn.cli import main
@@ -40,10 +41,24 @@ class RoomTorso(Torso):
         return observation
 
 
-def fit(env_id="CartPole-v1", shape=(4,), trainer=Trainer, **settings):
+class WideTorso(Torso):
+    def __init__(self, observation_shape):
+        super().__init__()
+        self.num_features = 64
+        self.layer = nn.Linear(4, 128)
+
+    def forward(self, observation):
+        return self.layer(observation)
+
+
+def make_torso(observation_shape):
+    return MLPTorso(observation_shape)
+
+
+def fit(env_id="CartPole-v1", shape=(4,), num_actions=2, trainer=Trainer, **settings):
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     trainer = trainer(fast_dev_run=True, accelerator="cpu", **quiet, **settings)
-    trainer.fit(DQNLightningModule(shape, 2), datamodule=ExperienceDataModule(env_id))
+    trainer.fit(DQNLightningModule(shape, num_actions), datamodule=ExperienceDataModule(env_id))
 
 
 def fit_by_the_other_package():
@@ -54,6 +69,12 @@ def a_lambda():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         DQNLightningModule((4,), 2, torso=lambda shape: MLPTorso(shape))
+
+
+def a_function():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        DQNLightningModule((4,), 2, torso=make_torso)
 
 
 def command(words):
@@ -68,9 +89,14 @@ PROVOKED = {
     "keyword argument 'seed'": lambda: fit(Room, (2,)),
     "got (4,)": lambda: DQNLightningModule((4,), 2, torso=NatureTorso),
     "transposes": lambda: DQNLightningModule((84, 84, 3), 2, torso=NatureTorso),
-    "mat1 and mat2": lambda: fit(shape=(3,)),
-    "num_features'": lambda: DQNLightningModule((4,), 2, torso=RoomTorso),
-    "load_from_checkpoint": a_lambda,
+    "is (3,), but": lambda: fit(shape=(3,)),
+    "is 3, but": lambda: fit(num_actions=3),
+    "how many features": lambda: DQNLightningModule((4,), 2, torso=RoomTorso),
+    "but its forward gives": lambda: DQNLightningModule((4,), 2, torso=WideTorso),
+    "mat1 and mat2": lambda: DQNLightningModule((3,), 2, torso=WideTorso),
+    "gives a Tensor": lambda: DQNLightningModule((4,), 2, head=nn.Linear),
+    "a lambda": a_lambda,
+    "write `->": a_function,
     "OptimizedModule": fit_by_the_other_package,
     "accumulate_grad_batches": lambda: fit(accumulate_grad_batches=2),
     "16-true": lambda: fit(precision="16-true"),
@@ -87,7 +113,7 @@ PROVOKED = {
 
 def plain(message):
     """Without what a table cannot show, a list's end, and the name of a lambda, which says where it stands."""
-    message = re.sub(r"\S*<lambda>\S*", "a lambda", message)
+    message = re.sub(r"\S*<lambda>\S*", "a lambda", message).replace(f"{__name__}.", "room.")
     return re.sub(r"atari, .*", "atari, ...", message).replace("`", "'").strip("' \n")
 
 

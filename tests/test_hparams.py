@@ -52,6 +52,22 @@ class LooseRule(QLearning):
         self.options = options
 
 
+def torso_of_no_kind(observation_shape, width=5):
+    return MLPTorso(observation_shape, (width,))
+
+
+def torso_of_a_kind(observation_shape, width: int = 5) -> MLPTorso:
+    return MLPTorso(observation_shape, (width,))
+
+
+def optimizer_of_no_kind(parameters):
+    return torch.optim.SGD(parameters, lr=0.5)
+
+
+def scheduler_of_another_kind(optimizer) -> int:
+    return ExponentialLR(optimizer, gamma=0.5)
+
+
 class CentredTorso(MLPTorso):
     """A torso of the user's own."""
 
@@ -343,8 +359,12 @@ def test_a_loaded_module_can_be_saved_and_loaded_again(tmp_path):
         ("optimizer", lambda parameters: torch.optim.SGD(parameters, lr=0.5)),
         ("optimizer", partial(torch.optim.Adam, lr=torch.tensor(0.5))),
         ("lr_scheduler", lambda optimizer: ExponentialLR(optimizer, gamma=0.5)),
+        ("torso", torso_of_no_kind),
+        ("torso", partial(torso_of_a_kind, width=6)),
+        ("optimizer", optimizer_of_no_kind),
+        ("lr_scheduler", scheduler_of_another_kind),
     ],
-    ids=["torso", "target_rule", "optimizer", "tensor-lr", "lr_scheduler"],
+    ids=["torso", "target_rule", "optimizer", "tensor-lr", "lr_scheduler", "no kind", "partial", "sgd", "other kind"],
 )
 def test_what_cannot_be_saved_is_warned_about_and_can_be_given_again(name, value, tmp_path):
     with pytest.warns(UserWarning, match=rf"^{name} is not saved with the hyper-parameters.*load_from_checkpoint"):
@@ -361,6 +381,20 @@ def test_what_cannot_be_saved_is_warned_about_and_can_be_given_again(name, value
     kept = {"optimizer": "optimizer_factory", "lr_scheduler": "lr_scheduler_factory"}.get(name, name)
     if name != "torso":
         assert getattr(loaded, kept) is value
+
+
+def test_a_function_that_does_not_say_what_it_returns_is_told_what_to_write(tmp_path):
+    with pytest.warns(UserWarning, match=rf"{HERE}.torso_of_no_kind does not say what it returns; write `-> Torso` "):
+        DQNLightningModule([4], 3, torso=torso_of_no_kind)
+    with pytest.warns(UserWarning, match=r"torso_of_a_kind cannot be saved, as it is a function; make it a class"):
+        DQNLightningModule([4], 3, torso=partial(torso_of_a_kind, width=6))
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*not saved with the hyper-parameters.*")
+        module = DQNLightningModule([4], 3, torso=torso_of_a_kind)
+        loaded = DQNLightningModule.load_from_checkpoint(save(module, tmp_path / "x.ckpt"))
+
+    assert torch.equal(loaded(observations()), module(observations()))
 
 
 def test_the_warning_points_at_the_line_that_makes_the_module():

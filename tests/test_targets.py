@@ -537,11 +537,11 @@ class Fractions:
 @every_stream
 @pytest.mark.parametrize("layer", [nn.Linear, NoisyLinear])
 def test_a_batch_is_its_samples_stacked(kind, rule, stream, layer, monkeypatch):
+    online, target = (network.double() for network in make_networks(HEADS[kind], stream, layer))
     # heads speak float32, in which small mix-ups would go under in the rounding
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
     fractions = Fractions()
     monkeypatch.setattr(ImplicitQuantileHead, "_fractions", lambda head, *args: fractions(*args))
-    online, target = (network.double() for network in make_networks(HEADS[kind], stream, layer))
     fields = observed(torch.float64)
 
     def learn(rows):
@@ -785,6 +785,16 @@ def test_a_loss_that_is_not_one_number_per_transition_is_refused(loss, shape):
 def test_a_head_that_forgets_an_axis_is_refused():
     with pytest.raises(ValueError, match=r"^model\.head: q_values are \(2, 5\) for 2 states, 3 actions"):
         check_that_they_fit(ExpectedHead(4, 5), 4, 3, QLearning())
+
+
+def test_a_head_that_gives_a_tensor_is_refused():
+    message = (
+        r"^model\.head: Linear\.forward gives a Tensor, not a ReturnDistribution; of means \[B, A\] it is Expected"
+    )
+    with pytest.raises(ValueError, match=message):
+        check_that_they_fit(nn.Linear(4, 3), 4, 3, QLearning())
+    with pytest.raises(ValueError, match=message):
+        DQNLightningModule([4], 3, head=nn.Linear)
 
 
 @pytest.mark.parametrize("kind", ["categorical", "quantile", "implicit"])

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lightning_dqn.learner.distributions import ReturnDistribution
 from lightning_dqn.learner.heads import Head, check_hidden_sizes, fully_connected
+from lightning_dqn.learner.trying import check_torso
 
 
 class Torso(nn.Module, ABC):
@@ -65,6 +66,9 @@ class QNetwork(nn.Module):
         num_actions: Number of actions, ``A``.
         torso: Builds the torso.
         head: Builds the head.
+
+    Raises:
+        ValueError: If the torso does not take such observations, or gives other features than it says; names the field.
     """
 
     def __init__(
@@ -72,6 +76,7 @@ class QNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.torso = torso(observation_shape)
+        check_torso(self.torso, observation_shape)
         self.head = head(self.torso.num_features, num_actions)
 
     def forward(self, observation: Tensor) -> ReturnDistribution:

@@ -127,6 +127,11 @@ def check_that_they_fit(head: nn.Module, num_features: int, num_actions: int, ru
     # the seed of a run decides its course, whatever was tried before
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         returns: ReturnDistribution = head(features)
+        if not hasattr(returns, "q_values"):
+            raise ValueError(
+                f"model.head: {type(head).__name__}.forward gives a {type(returns).__name__}, not a ReturnDistribution"
+                "; of means [B, A] it is ExpectedReturn(means)"
+            )
         if returns.q_values.shape != (2, num_actions):
             raise ValueError(
                 f"model.head: q_values are {tuple(returns.q_values.shape)} for 2 states, {num_actions} actions"

@@ -1,0 +1,36 @@
+"""A network for other observations or actions than the environment's is refused before anything is played."""
+
+import pytest
+from lightning.pytorch import LightningModule
+
+from lightning_dqn import DQNLightningModule, ExperienceDataModule
+from lightning_dqn.agreement import check_agreement
+
+
+@pytest.fixture(scope="module")
+def cartpole():
+    return ExperienceDataModule("CartPole-v1", num_envs=1, eval_episodes=1, eval_num_envs=1)
+
+
+@pytest.mark.parametrize("shape", [(4,), [4]])
+def test_a_network_for_this_environment_is_taken(cartpole, shape):
+    check_agreement(DQNLightningModule(shape, 2), cartpole)
+
+
+@pytest.mark.parametrize(
+    ("shape", "num_actions", "said"),
+    [
+        ((3,), 2, r"^model\.observation_shape is \(3,\), but that of data\.env_id is \(4,\); give the model data\.obs"),
+        ((4,), 3, r"^model\.num_actions is 3, but that of data\.env_id is 2; give the model data\.num_actions,"),
+        ((4,), 1, r"^model\.num_actions is 1, but that of data\.env_id is 2"),
+    ],
+)
+@pytest.mark.parametrize("stage", ["fit", "validate", "test", "predict"])
+def test_another_network_is_refused_at_every_stage(cartpole, make_trainer, stage, shape, num_actions, said):
+    model = DQNLightningModule(shape, num_actions)
+    with pytest.raises(ValueError, match=said):
+        getattr(make_trainer(), stage)(model, datamodule=cartpole)
+
+
+def test_a_module_that_does_not_say_what_it_is_for_is_not_asked(cartpole):
+    check_agreement(LightningModule(), cartpole)
