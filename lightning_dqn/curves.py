@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _FEW = 30  # points that are worth a mark each
-_MANY = 4  # entries of a legend that stand beside a picture
+_MANY = 4  # entries of a legend that stand beside a picture, not below
 
 
 class Curve(NamedTuple):
@@ -116,10 +116,9 @@ def picture(out: Path, title: str, x: str, y: str, height: float = 4.0) -> Itera
     axes.spines[["top", "right"]].set_visible(False)
     yield axes
     entries = len(axes.get_legend_handles_labels()[0])
-    if entries > _MANY:  # they would cover what is drawn
-        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
-    elif entries:
-        axes.legend(loc="best", frameon=False)
+    if entries:  # outside, where it covers nothing that is drawn
+        place, columns = ("outside right upper", 1) if entries > _MANY else ("outside lower center", 2)
+        figure.legend(loc=place, ncols=columns, frameon=False)
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png")
     out.parent.mkdir(parents=True, exist_ok=True)

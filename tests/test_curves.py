@@ -9,7 +9,7 @@ from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
 
 from lightning_dqn import ExperienceDataModule, LearningCurve
-from lightning_dqn.curves import Curve, curves_of_a_run, draw_curves
+from lightning_dqn.curves import Curve, curves_of_a_run, draw_curves, picture
 from tests.environments import Chain
 
 
@@ -56,6 +56,21 @@ def test_one_point_can_be_seen(tmp_path):
     point = Curve(np.array([5.0]), np.array([1.0]))
     draw_curves([point], "one", tmp_path / "one.png")
     assert (31, 119, 180) in colors(tmp_path / "one.png")  # matplotlib's blue
+
+
+@pytest.mark.parametrize("entries", [1, 3, 4, 5, 9])
+def test_the_legend_covers_nothing_that_is_drawn(entries, tmp_path):
+    with picture(tmp_path / "x.png", "title", "x", "y") as axes:
+        for i in range(entries):  # everywhere, so that no place inside is free
+            axes.plot([0, 1, 0, 1, 0], [0, 1, 1, 0, i], label=f"validation: mean of the last {i} episodes")
+    (legend,) = axes.figure.legends
+
+    legend, drawn = legend.get_window_extent(), axes.get_window_extent()
+
+    assert not legend.overlaps(drawn)
+    assert min(drawn.width, drawn.height) > 200  # what is left for the curves, in pixels
+    assert legend.x0 >= 0
+    assert legend.y0 >= 0
 
 
 def test_levels_are_lines_with_names(tmp_path):
