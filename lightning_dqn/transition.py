@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Generic, NamedTuple, TypeVar
 
+import torch
 from torch import Tensor
 
 T = TypeVar("T")
@@ -57,3 +59,23 @@ class ReplayBatch(NamedTuple):
     transition: Transition[Tensor]
     index: Tensor  # type: ignore[assignment]  # hides tuple.index(), which nobody asks of a batch
     weight: Tensor
+
+    def to(self, device: torch.device) -> ReplayBatch:
+        """The batch on a device, and itself if that is where it is; the Trainer calls this.
+
+        What goes from the host to a GPU goes through page-locked memory, so that it is copied beside what the GPU is
+        doing and nobody waits for it.
+
+        Args:
+            device: Where to.
+        """
+        if self.weight.device == self.index.device == self.transition.observation.device == device:
+            return self
+        move = partial(_move, device=device)
+        return ReplayBatch(self.transition.map(move), move(self.index), move(self.weight))
+
+
+def _move(tensor: Tensor, device: torch.device) -> Tensor:
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)

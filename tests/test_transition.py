@@ -105,7 +105,25 @@ def test_moving_to_where_it_is_changes_nothing(masks):
     batch = make_batch(masks=masks)
     moved = move_data_to_device(batch, torch.device("cpu"))
 
-    assert all(torch.equal(*pair) for pair in zip(tensors(batch), tensors(moved), strict=True))
+    assert moved is batch
+
+
+def test_what_is_partly_elsewhere_is_moved_as_a_whole():
+    batch = make_batch(masks=5)
+    elsewhere = batch._replace(transition=batch.transition.map(lambda field: field.to("meta")))
+    mixed = batch._replace(weight=batch.weight.to("meta"))
+
+    for parts in (elsewhere, mixed):
+        assert all(tensor.device.type == "meta" for tensor in tensors(parts.to(torch.device("meta"))))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
+def test_what_arrives_on_a_gpu_is_what_left():
+    batch = make_batch(masks=5)
+    moved = batch.to(torch.device("cuda", 0))
+
+    assert all(tensor.device.type == "cuda" for tensor in tensors(moved))
+    assert all(torch.equal(a, b.cpu()) for a, b in zip(tensors(batch), tensors(moved), strict=True))
 
 
 def test_records_cannot_be_changed_in_place():
