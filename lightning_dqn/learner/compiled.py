@@ -136,7 +136,7 @@ class CompiledUpdate:
             minibatch = iter(fields)
             return self._learn(learned, fixed, state, transition.map(lambda _: next(minibatch)), weight)
 
-        return compile_graph(update, inputs)
+        return compile_graph(update, inputs, len(self._tensors))
 
     def _learn(
         self,
@@ -206,7 +206,7 @@ class CompiledForward:
             named = dict(zip(self._names, tensors, strict=False))
             return [functional_call(self._network, named, (tensors[-1],))]
 
-        return compile_graph(forward, [*self._tensors, observation])
+        return compile_graph(forward, [*self._tensors, observation], len(self._tensors))
 
 
 def say_why(error: Exception, what: str) -> None:

@@ -9,8 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_dqn.learner.capture import Captured, CudaRecorder
 
-def compile_graph(function: Callable[..., list[Tensor]], inputs: Sequence[Tensor]) -> Callable[..., list[Tensor]]:
+
+def compile_graph(
+    function: Callable[..., list[Tensor]], inputs: Sequence[Tensor], num_fixed: int = 0
+) -> Callable[..., list[Tensor]]:
     """Records what a function does with tensors, and has Inductor compile it: to C++ on a CPU, to kernels on a GPU.
 
     Python runs once, on stand-ins that hold no numbers. What depends on anything but the inputs' shapes and types is
@@ -21,9 +25,11 @@ def compile_graph(function: Callable[..., list[Tensor]], inputs: Sequence[Tensor
     Args:
         function: Of tensors alone; may change inputs in place.
         inputs: An example of each; nothing is done to them.
+        num_fixed: How many of them, from the first on, are the same tensors in every call, such as weights.
 
     Returns:
-        The same function, for inputs of the same shapes, types and devices.
+        The same function, for inputs of the same shapes, types and devices. On a GPU its kernels are launched together
+        (:class:`~lightning_dqn.learner.capture.Captured`).
 
     Raises:
         Exception: Of any kind, if the function cannot be recorded, or there is no compiler.
@@ -55,7 +61,11 @@ def compile_graph(function: Callable[..., list[Tensor]], inputs: Sequence[Tensor
         compile_fx(graph, list(inputs), inner_compile=keep, config_patches=options)
     (graph_code,) = compiled
     call = graph_code.current_callable
-    return lambda *tensors: call(list(tensors))
+
+    def run(*tensors: Tensor) -> list[Tensor]:
+        return call(list(tensors))  # type: ignore[no-any-return]
+
+    return Captured(run, inputs, num_fixed, CudaRecorder()) if inputs[0].device.type == "cuda" else run
 
 
 def _row_product(left: Tensor, right: Tensor) -> Tensor:
