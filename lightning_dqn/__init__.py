@@ -10,6 +10,7 @@ from lightning_dqn.experience.datamodule import ExperienceDataModule as Experien
 from lightning_dqn.experience.evaluation import EvaluationEpisodes as EvaluationEpisodes
 from lightning_dqn.experience.exploration import Boltzmann as Boltzmann
 from lightning_dqn.experience.exploration import EpsilonGreedy as EpsilonGreedy
+from lightning_dqn.experience.exploration import EpsilonLadder as EpsilonLadder
 from lightning_dqn.experience.exploration import Explorer as Explorer
 from lightning_dqn.experience.exploration import EZGreedy as EZGreedy
 from lightning_dqn.experience.exploration import Greedy as Greedy

@@ -101,8 +101,7 @@ class ExperienceCollector(Callback):
             self._recent.clear()
             self.explorer.load_state_dict({})
         self.rng = data.rng(RandomStream.EXPLORATION)
-        self._envs = data.open()
-        self._record = EpisodeRecord(data.num_envs, data.num_actions)
+        self._open(data)
         self._state.begin(trainer)
         self._stepper = ThreadPoolExecutor(1, "environments") if self.overlap else None
 
@@ -111,21 +110,15 @@ class ExperienceCollector(Callback):
         data = data_of(trainer)
         if data is None:
             return
-        if self._state.is_loaded:
-            self._observation, self._reference, counters = self._state.put_back(data, self._record, self.rng)
-            if counters:
-                self.load_state_dict(counters)
-        else:
-            self._observation = self._envs.reset()
-            self._reference = data.buffer.remember(self._observation)
+        self._begin(trainer, pl_module, data)
         if self.save_replay and saves_fully(trainer):
             self._state.write_behind(trainer, data)
         if len(data.buffer) == 0:
             warmup = data.batch_size if trainer.fast_dev_run else data.warm_up  # type: ignore[attr-defined]
             self._due = data.env_steps + warmup
-            self._collect(data, self._due, self._random)
+            self._warm_up(data, self._due)
             while len(data.buffer) == 0:  # every window may still be open
-                self._collect(data, data.env_steps + 1, self._random)
+                self._warm_up(data, data.env_steps + 1)
         self._last_log = (data.env_steps, time.monotonic())
 
     def on_train_batch_start(
@@ -158,18 +151,18 @@ class ExperienceCollector(Callback):
             action, action_mask, step = self._underway
             self._underway = None
             self._take(data, action, action_mask, step.result)
-        self._collect(data, self._due, lambda observation: self._explore(observation, data, trainer, pl_module))
+        self._act(trainer, pl_module, data)
         if trainer._logger_connector.should_update_logs:
             self._log(data, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Waits for a step that is under way, as the environments are closed next; writes no more of the replay."""
-        self._wait()
+        self._stop()
         self._state.close()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Waits for a step that is under way, as the environments are closed next; writes no more of the replay."""
-        self._wait()
+        self._stop()
         self._state.close()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -213,12 +206,33 @@ class ExperienceCollector(Callback):
         """Writes the replay into a directory beside the checkpoint; its name goes into the checkpoint."""
         data = data_of(trainer)
         if self.save_replay and data is not None and data.dataset is not None:
-            episodes = self._record.state_arrays(self._envs, self._observation)
-            self._state.save(trainer, checkpoint, data, episodes, self.rng, self.state_dict())
+            self._state.save(trainer, checkpoint, data, self._episodes(data), self.rng, self.state_dict())
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Reads the replay that belongs to the checkpoint; without it, experience is collected anew, with a warning."""
         self._state.load(trainer, pl_module, checkpoint)
+
+    def _open(self, data: ExperienceDataModule) -> None:
+        self._envs = data.open()
+        self._record = EpisodeRecord(data.num_envs, data.num_actions)
+
+    def _begin(self, trainer: Trainer, pl_module: LightningModule, data: ExperienceDataModule) -> None:
+        if self._state.is_loaded:
+            self._observation, self._reference, counters = self._state.put_back(data, self._record, self.rng)
+            if counters:
+                self.load_state_dict(counters)
+        else:
+            self._observation = self._envs.reset()
+            self._reference = data.buffer.remember(self._observation)
+
+    def _episodes(self, data: ExperienceDataModule) -> dict[str, NDArray[Any]]:
+        return self._record.state_arrays(self._envs, self._observation)
+
+    def _warm_up(self, data: ExperienceDataModule, until: int) -> None:
+        self._collect(data, until, self._random)
+
+    def _act(self, trainer: Trainer, pl_module: LightningModule, data: ExperienceDataModule) -> None:
+        self._collect(data, self._due, lambda observation: self._explore(observation, data, trainer, pl_module))
 
     def _collect(self, data: ExperienceDataModule, until: int, policy: Any) -> None:
         while data.env_steps < until:
@@ -256,9 +270,8 @@ class ExperienceCollector(Callback):
             self._observation, there = self._envs.reset(), np.zeros(data.num_envs, np.bool_)
         data.accumulator.forget(~there)
         self._reference = data.buffer.remember(self._observation, ~there)
-        rank_zero_warn(
-            f"{failure}. The environments were made again; {(~there).sum()} of {len(there)} began a new episode."
-        )
+        what = f"{failure}. The environments were made again; {(~there).sum()} of {len(there)} began a new episode."
+        self._tell(what)
 
     def _store(
         self,
@@ -276,7 +289,10 @@ class ExperienceCollector(Callback):
         data.env_steps += int(np.count_nonzero(step.valid)) * data.world_size
         self._note_ends(step)
 
-    def _wait(self) -> None:
+    def _tell(self, what: str) -> None:
+        rank_zero_warn(what)
+
+    def _stop(self) -> None:
         if self._stepper is not None:
             self._stepper.shutdown()
         self._stepper = self._underway = None
@@ -286,6 +302,9 @@ class ExperienceCollector(Callback):
     ) -> NDArray[np.int64]:
         with torch.no_grad(), trainer.precision_plugin.forward_context():
             q_values = pl_module(torch.from_numpy(observation).to(pl_module.device)).cpu().numpy()
+        return self._choose(q_values, data)
+
+    def _choose(self, q_values: NDArray[np.float32], data: ExperienceDataModule) -> NDArray[np.int64]:
         if self._envs.action_mask is not None:
             q_values = np.where(self._envs.action_mask, q_values, -np.inf)
         return self.explorer(q_values, data.env_steps, self.episodes, self.rng)

@@ -172,14 +172,8 @@ class RunState:
         Returns:
             What the environments show now, ``[N, *O]``, the buffer's references to it, and the counters.
         """
-        assert self._loaded is not None, "nothing was loaded"
+        arrays, meta = self._put_back(data, exploration)
         assert data.envs is not None, "the environments are not open"
-        (arrays, meta), self._loaded = self._loaded, None
-        self._held = self._snapshots.release()
-        data.buffer.load_state_arrays(arrays)
-        data.env_steps = meta.get("env_steps", data.env_steps)
-        for name, generator in _generators(data, exploration).items():
-            generator.bit_generator.state = meta["rngs"][name]
         observation, there = record.play_again(data.envs, _part(arrays, _EPISODES))
         data.accumulator.load_state_arrays(_part(arrays, _WINDOWS), there)
         reference = data.buffer.remember(observation, ~there)
@@ -188,14 +182,35 @@ class RunState:
                 f"{(~there).sum()} of {len(there)} environments could not be brought back to where they were: they "
                 "begin new episodes."
             )
-        for name in ("gamma", "n_step"):
-            if meta[name] != getattr(data, name):
-                rank_zero_warn(
-                    f"data.{name} was {meta[name]} and is now {getattr(data, name)}: what the replay already holds "
-                    "keeps the old returns."
-                )
-        rank_zero_info(f"Resumed at {data.env_steps:,} environment steps with {len(data.buffer):,} transitions.")
+        _say_where(data, meta)
         return observation, reference, meta.get("counters", {})
+
+    def put_back_replay(self, data: ExperienceDataModule, exploration: np.random.Generator) -> dict[str, Any]:
+        """Puts what was loaded where it belongs, but for the episodes: for who begins new ones.
+
+        Args:
+            data: Whose buffer is open, and empty.
+            exploration: The generator that actions are drawn from.
+
+        Returns:
+            The counters.
+        """
+        _, meta = self._put_back(data, exploration)
+        _say_where(data, meta)
+        counters: dict[str, Any] = meta.get("counters", {})
+        return counters
+
+    def _put_back(
+        self, data: ExperienceDataModule, exploration: np.random.Generator
+    ) -> tuple[dict[str, Saved], dict[str, Any]]:
+        assert self._loaded is not None, "nothing was loaded"
+        (arrays, meta), self._loaded = self._loaded, None
+        self._held = self._snapshots.release()
+        data.buffer.load_state_arrays(arrays)
+        data.env_steps = meta.get("env_steps", data.env_steps)
+        for name, generator in _generators(data, exploration).items():
+            generator.bit_generator.state = meta["rngs"][name]
+        return arrays, meta
 
     def _accept(self, trainer: Trainer, checkpoint: Mapping[str, Any], path: Path) -> str | None:
         """Why a checkpoint cannot be gone on from as it was: its replay; ``None`` if it can."""
@@ -214,6 +229,16 @@ class RunState:
     def _written(self, checkpoint: Mapping[str, Any]) -> None:
         if checkpoint.get("replay") is not None:
             self._snapshots.written(checkpoint["replay"])
+
+
+def _say_where(data: ExperienceDataModule, meta: dict[str, Any]) -> None:
+    for name in ("gamma", "n_step"):
+        if meta[name] != getattr(data, name):
+            rank_zero_warn(
+                f"data.{name} was {meta[name]} and is now {getattr(data, name)}: what the replay already holds "
+                "keeps the old returns."
+            )
+    rank_zero_info(f"Resumed at {data.env_steps:,} environment steps with {len(data.buffer):,} transitions.")
 
 
 def _beside(trainer: Trainer) -> Path:

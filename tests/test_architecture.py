@@ -11,9 +11,11 @@ ROOT = Path(__file__).parent.parent
 PATH = {
     "collector": [
         "ExperienceCollector.on_train_batch_end",
+        "ExperienceCollector._act",
         "ExperienceCollector._collect",
         "ExperienceCollector._store",
         "ExperienceCollector._explore",
+        "ExperienceCollector._choose",
     ],
     "experience/stepping": [
         "SeededEnvs.step",

@@ -542,3 +542,42 @@ def test_ranks_share_the_evaluation_episodes_out_and_none_is_played_twice(world_
 def test_what_no_run_could_take_is_refused(name, value, said):
     with pytest.raises(ValueError, match=rf"^data\.{name} must be .*{said}"):
         ExperienceDataModule("CartPole-v1", **{name: value})
+
+
+# -- environments elsewhere --------------------------------------------------------------------------------------------
+
+
+def test_the_buffer_can_be_made_without_environments():
+    data = ExperienceDataModule(Chain, num_envs=2, buffer=ReplayBuffer(50), batch_size=8, seed=3)
+    data.open_buffer()
+    assert data.envs is None
+    data.buffer.add(data.buffer.storage.map(lambda field: field[:4].numpy()))
+    # what is drawn goes on where it was, however often the Trainer asks for the dataloader
+    draws = [next(iter(data.train_dataloader())).index.tolist() for _ in range(2)]
+    assert draws[0] != draws[1]
+    data.close()
+    assert next(iter(data.train_dataloader())).index.tolist() == draws[0]
+
+
+def test_a_copy_without_experience_makes_the_same_environments_and_holds_nothing_else():
+    gym.register("OnlyHere-v0", entry_point=Chain)
+    data = ExperienceDataModule("OnlyHere-v0", num_envs=2, env_kwargs={"length": 5}, n_step=3, seed=3)
+    data.open()
+    data.dataset = data.train_dataloader()
+    copied = data.without_experience()
+    del gym.registry["OnlyHere-v0"]  # as in a process that has not registered it
+    try:
+        assert (copied.trainer, copied.envs, copied.dataset) == (None, None, None)
+        assert copied.buffer is not data.buffer
+        assert copied.buffer.capacity == 1
+        assert copied.accumulator is not data.accumulator
+        assert data.dataset is not None
+        copied.episode_rng = np.random.default_rng(0)
+        envs = copied.open_envs()
+        assert envs.num_envs == 2
+        assert envs.envs.envs[0].unwrapped.length == 5
+        assert copied.observation_shape == (3,)
+        copied.close()
+        assert data.envs is not None
+    finally:
+        data.close()

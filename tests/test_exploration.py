@@ -5,6 +5,7 @@ from lightning_dqn import (
     Boltzmann,
     EpisodeDecay,
     EpsilonGreedy,
+    EpsilonLadder,
     ExperienceCollector,
     ExperienceDataModule,
     Explorer,
@@ -329,3 +330,52 @@ def test_values_that_are_none_make_no_action_legal(explorer):
     q_values = np.tile(np.array([-np.inf, np.nan, -np.inf, np.nan], np.float32), (200, 1))
     actions = explorer(LinearSchedule(1.0, 1.0))(q_values, 0, 0, np.random.default_rng(0))
     assert set(actions.tolist()) == {1, 3}
+
+
+# -- a ladder of epsilons ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("num_envs", "count"), [(8, 1), (4, 2), (2, 4), (1, 8)])
+def test_the_epsilons_of_a_ladder_are_those_of_the_paper_however_environments_are_shared_out(num_envs, count):
+    shares = [EpsilonLadder(0.4, 7.0).share(index, count).epsilons(num_envs) for index in range(count)]
+    assert np.concatenate(shares).tolist() == pytest.approx([0.4 ** (1 + i / 7 * 7) for i in range(8)])
+
+
+def test_one_environment_alone_has_the_largest_epsilon():
+    assert EpsilonLadder(0.3).epsilons(1).tolist() == [0.3]
+    assert EpsilonLadder(0.3).schedules(5, 6) == {"epsilon": 0.3}
+
+
+def test_every_environment_of_a_ladder_explores_as_its_rung_says():
+    q_values = np.tile([0.0] * 999 + [1.0], (4, 1)).astype(np.float32)
+    explorer, random = EpsilonLadder(0.5, 2.0), rng()
+    explores = np.array([explorer(q_values, 0, 0, random) != 999 for _ in range(10_000)])
+    assert explores.mean(axis=0) == pytest.approx([0.5 ** (1 + 2 * i / 3) for i in range(4)], abs=0.02)
+
+
+def test_a_ladder_takes_legal_actions_only():
+    q_values = np.tile(np.array([-np.inf, 1.0, -np.inf, 2.0], np.float32), (200, 1))
+    assert set(EpsilonLadder(0.9, 0.0)(q_values, 0, 0, rng()).tolist()) == {1, 3}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"epsilon": 0.0}, r"^collect\.explorer\.epsilon must be in \(0, 1\), got 0"),
+        ({"epsilon": 1.0}, r"^collect\.explorer\.epsilon must be in \(0, 1\), got 1"),
+        ({"alpha": -1.0}, r"^collect\.explorer\.alpha must be at least 0 and finite, got -1"),
+        ({"alpha": np.inf}, r"^collect\.explorer\.alpha must be at least 0 and finite, got inf"),
+    ],
+)
+def test_a_ladder_that_cannot_be_is_refused(arguments, said):
+    with pytest.raises(ValueError, match=said):
+        EpsilonLadder(**arguments)
+
+
+def test_a_share_of_an_explorer_is_a_copy_of_it():
+    explorer = EZGreedy(constant(1.0))
+    shares = [explorer.share(index, 2) for index in range(2)]
+    for share in shares:
+        share(np.zeros((3, 4), np.float32), 0, 0, rng())
+    assert explorer.state_dict() == {"action": [], "remaining": []}
+    assert shares[0].state_dict() == shares[1].state_dict() != explorer.state_dict()

@@ -1,4 +1,5 @@
 import os
+import pickle
 import signal
 import time
 
@@ -83,3 +84,10 @@ def test_so_are_those_that_fail_where_an_episode_starts(vectorization, fault):
         assert failed.value.index == 1
     finally:
         envs.close()
+
+
+@pytest.mark.parametrize("index", [None, 3])
+def test_a_failure_can_be_told_to_another_process(index):
+    told = pickle.loads(pickle.dumps(EnvironmentFailure("environment 3 died", index)))
+    assert type(told) is EnvironmentFailure
+    assert (str(told), told.index) == ("environment 3 died", index)

@@ -230,3 +230,26 @@ def test_too_few_frames_for_the_open_windows_are_not_overlooked():
     run = (recorder.step() for _ in range(10))
     with pytest.raises(ValueError, match=r"data\.buffer\.observations\.spare_frames: 12 frames are not enough"):
         list(run)
+
+
+def test_a_history_shares_frames_as_if_it_had_been_seen_step_by_step():
+    shape = (2, 1, 3)
+    step_by_step, at_once = ReplayBuffer(20, SharedFrames(2, 10)), ReplayBuffer(20, SharedFrames(2, 10))
+    for buffer in (step_by_step, at_once):
+        buffer.allocate(shape, BYTE)
+    frames = np.random.default_rng(0).integers(256, size=(2, 9, *shape[1:]), dtype=np.uint8)
+    # the second of two environments begins a new episode after the third moment
+    moments = [([0, 1], [0, 0]), ([0, 1], [1, 1]), ([0, 1], [2, 2]), ([1], [5]), ([0, 1], [3, 6])]
+    shown = np.zeros((2, *shape), np.uint8)
+    history, of, references = [], [], []
+    for envs, times in moments:
+        for env, time in zip(envs, times, strict=True):
+            shown[env] = frames[env, time : time + 2]
+            history.append(shown[env].copy())
+        of += envs
+        where = np.isin(np.arange(2), envs)
+        references.append(step_by_step.remember(shown, where)[envs])
+    for part in (slice(0, 4), slice(4, 9)):
+        named = at_once.remember_history(np.stack(history)[part], np.array(of)[part], 2)
+        assert named.tolist() == np.concatenate(references)[part].tolist()
+    assert at_once.observations.frames.count == step_by_step.observations.frames.count

@@ -156,6 +156,23 @@ MAY_IMPORT = {
     "card": {"apps", "command", "files", "report", "runs"},
     "report": {"checkpoint_io", "command", "datamodule", "files", "module", "resume", "runs", "statistics"},
     # on the machines of a Ray cluster
+    "ray_messages": {"replay", "transition"},
+    "ray_actor": {"collector", "datamodule", "exploration", "module", "ray_messages", "rewind", "transition"},
+    "ray_cluster": set(),
+    "ray_pool": {"ray_messages"},
+    "ray_collector": {
+        "collector",
+        "datamodule",
+        "exploration",
+        "ranks",
+        "ray_actor",
+        "ray_cluster",
+        "ray_messages",
+        "ray_pool",
+        "replay",
+        "resume",
+        "rewind",
+    },
 }
 AT_RUN_TIME = {"module": {"collector", "signals"}, "cli": {"apps", "command", "report"}, "tune": {"study"}}
 

@@ -40,3 +40,36 @@ def test_saved_arrays_of_another_kind_are_refused(array, said):
     with pytest.raises(ValueError, match=said):
         check_same_kind("observation", arrays, (2, 3), np.dtype("float32"))
     check_same_kind("observation", {"observation": np.zeros((2, 3), np.float32)}, (2, 3), np.dtype("float32"))
+
+
+class Noted(WholeObservations):
+    """Refers to observations by when and where they were noted."""
+
+    def __init__(self):
+        self.noted = []
+
+    def remember(self, observation, where=None):
+        self.noted.append((observation.copy(), where.copy()))
+        return np.stack([np.full(len(observation), len(self.noted)), np.arange(len(observation))], axis=1)
+
+    def remember_history(self, *history):
+        return ObservationStorage.remember_history(self, *history)
+
+
+def test_a_history_is_noted_moment_by_moment():
+    storage = Noted()
+    env = np.array([2, 3, 2, 3, 3, 2, 3, 2])
+    observation = np.arange(16, dtype=np.float32).reshape(8, 2)
+    references = storage.remember_history(observation, env, 5)
+    assert references.tolist() == [[1, 2], [1, 3], [2, 2], [2, 3], [3, 3], [4, 2], [4, 3], [5, 2]]
+    for (moment, place), seen in zip(references.tolist(), observation, strict=True):
+        shown, where = storage.noted[moment - 1]
+        assert shown.shape == (5, 2)
+        assert shown[place].tolist() == seen.tolist()
+        assert where[place]
+    assert [np.flatnonzero(where).tolist() for _, where in storage.noted] == [[2, 3], [2, 3], [3], [2, 3], [2]]
+
+
+def test_whole_observations_are_their_own_history():
+    seen = np.arange(6, dtype=np.float32).reshape(3, 2)
+    assert WholeObservations().remember_history(seen, np.array([0, 1, 0]), 2) is seen

@@ -392,3 +392,13 @@ def test_a_worker_process_is_refused_with_a_message_that_reaches_the_user():
     buffer.add(rows([1]))
     with pytest.raises(RuntimeError, match="num_workers must be 0"):
         next(iter(DataLoader(make_dataset(buffer), batch_size=None, num_workers=1)))
+
+
+def test_it_counts_what_was_ever_stored():
+    buffer = ReplayBuffer(3)
+    buffer.allocate((1,), np.dtype(np.float32))
+    assert buffer.count == 0
+    seen = np.zeros((2, 1), np.float32)
+    for stored in (2, 4, 6):
+        buffer.add(Transition(seen, np.zeros(2, np.int64), np.zeros(2), np.zeros(2), seen))
+        assert (buffer.count, len(buffer)) == (stored, min(stored, 3))

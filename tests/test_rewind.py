@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from lightning_dqn.experience.rewind import EpisodeRecord
+from lightning_dqn.experience.rewind import EpisodeRecord, no_episodes
 from tests.environments import Chain, ChainVector, MaskedChain, seeded
 
 
@@ -148,3 +148,13 @@ def test_episodes_without_a_seed_of_their_own_start_anew():
 def test_actions_take_the_room_they_need():
     assert EpisodeRecord(2, 256)._action.dtype == np.uint8
     assert EpisodeRecord(2, 257)._action.dtype == np.uint16
+
+
+def test_where_there_is_no_episode_to_play_again_all_begin_anew():
+    envs = seeded(Chain, 3)
+    observation, there = EpisodeRecord(3, 2).play_again(envs, no_episodes(3))
+    assert not there.any()
+    assert observation[:, 0].tolist() == [0, 0, 0]
+    assert envs.episode_seed.tolist() == [100, 101, 102]
+    record = EpisodeRecord(3, 2).state_arrays(envs, observation)
+    assert {name: array.dtype for name, array in record.items()} == {n: a.dtype for n, a in no_episodes(3).items()}

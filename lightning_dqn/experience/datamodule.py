@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 from collections.abc import Sequence
 from enum import IntEnum
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import torch
@@ -199,6 +200,7 @@ class ExperienceDataModule(LightningDataModule):
         self.envs: SeededEnvs | None = None
         self.accumulator = NStepAccumulator(num_envs, n_step, gamma)
         self.dataset: ReplayDataset | None = None
+        self.replay_rng: np.random.Generator | None = None
         self._spaces: tuple[spaces.Box, spaces.Discrete] | None = None
         self._evaluation_envs: VectorEnv[Any, Any, Any] | None = None
 
@@ -268,13 +270,21 @@ class ExperienceDataModule(LightningDataModule):
         Raises:
             MemoryError: If the buffer does not fit, before it is allocated.
         """
+        self.open_buffer()
+        return self.open_envs()
+
+    def open_buffer(self) -> None:
+        """Makes an empty replay buffer alone, for who has the environments elsewhere.
+
+        Raises:
+            MemoryError: If it does not fit, before it is allocated.
+        """
         mask_size = 0 if self.action_mask is None else self.num_actions
         place = Place(self.storage_dir, self._device())
         self.buffer.allocate(self.observation_shape, self.observation_dtype, mask_size, place)
         self.episode_rng = self.rng(RandomStream.ENVIRONMENTS)
         self.replay_rng = self.rng(RandomStream.REPLAY)
         self.accumulator.clear()
-        return self.open_envs()
 
     def open_envs(self) -> SeededEnvs:
         """Makes the training environments, again if there were some; their seeds go on."""
@@ -299,7 +309,7 @@ class ExperienceDataModule(LightningDataModule):
             self.batch_size,
             self.gradient_steps,
             self.iterations_per_epoch,
-            self.replay_rng if self.envs is not None else self.rng(RandomStream.REPLAY),
+            self.rng(RandomStream.REPLAY) if self.replay_rng is None else self.replay_rng,
             clock=lambda: self.env_steps,
         )
         return self.dataset
@@ -351,7 +361,17 @@ class ExperienceDataModule(LightningDataModule):
             self.envs.close()
         if self._evaluation_envs is not None:
             close_envs(self._evaluation_envs)
-        self.envs = self._evaluation_envs = None
+        self.envs = self._evaluation_envs = self.replay_rng = None
+
+    def without_experience(self) -> Self:
+        """A copy that makes the same environments in another process, and holds nothing of this one's experience."""
+        settings = copy.copy(self)
+        settings.trainer = settings.dataset = settings.envs = settings._evaluation_envs = None
+        settings.buffer = ReplayBuffer(1)
+        settings.accumulator = NStepAccumulator(self.num_envs, self.n_step, self.gamma)
+        settings.env_id = resolve_env(self.env_id)  # the other process has not registered the user's environments
+        settings._look_at_spaces()
+        return settings
 
     def _device(self) -> torch.device:
         """That of this process, if it is of the kind asked for: with several devices each process has its own."""

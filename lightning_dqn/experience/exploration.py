@@ -5,6 +5,7 @@ Shapes: ``N`` environments, ``A`` actions. An action that is not legal comes wit
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
@@ -56,6 +57,18 @@ class Explorer(ABC):
         Returns:
             Action indices, ``[N]``.
         """
+
+    def share(self, index: int, count: int) -> Explorer:
+        """That of one of several processes which act side by side, each for as many environments.
+
+        Args:
+            index: Which of them, from 0 on.
+            count: How many there are.
+
+        Returns:
+            A copy; most explorers treat all environments alike.
+        """
+        return copy.deepcopy(self)
 
     def state_dict(self) -> dict[str, Any]:
         """What it remembers from one choice to the next, in plain values; most explorers nothing."""
@@ -145,6 +158,59 @@ class EZGreedy(Explorer):
         """Takes over what :meth:`state_dict` gave."""
         self._action = np.array(state_dict.get("action", []), np.int64)
         self._remaining = np.array(state_dict.get("remaining", []), np.int64)
+
+
+class EpsilonLadder(Explorer):
+    """Epsilon-greedy with an epsilon of its own for each environment, which never changes.
+
+    Environment ``i`` of ``N`` has ``epsilon ** (1 + alpha * i / (N - 1))``: the first explores most, the last hardly
+    ever, and replay holds experience of all kinds at all times. Over several actors it is one ladder, of all their
+    environments.
+
+    "Distributed Prioritized Experience Replay" (Horgan et al. 2018), section 4.1, "Ape-X DQN".
+
+    Args:
+        epsilon: Of the first environment, in (0, 1).
+        alpha: How steep the ladder is, at least 0; 0 gives the same epsilon to all.
+
+    Raises:
+        ValueError: If an argument is out of range; names the field.
+    """
+
+    def __init__(self, epsilon: float = 0.4, alpha: float = 7.0) -> None:
+        if not 0 < epsilon < 1:
+            raise ValueError(f"collect.explorer.epsilon must be in (0, 1), got {epsilon}")
+        if not 0 <= alpha < math.inf:
+            raise ValueError(f"collect.explorer.alpha must be at least 0 and finite, got {alpha}")
+        self.epsilon = epsilon
+        self.alpha = alpha
+        self._index, self._count = 0, 1
+
+    def share(self, index: int, count: int) -> EpsilonLadder:
+        """A part of the ladder; see :meth:`Explorer.share`."""
+        shared = EpsilonLadder(self.epsilon, self.alpha)
+        shared._index, shared._count = index, count
+        return shared
+
+    def epsilons(self, num_envs: int) -> NDArray[np.float64]:
+        """Those of the environments here, ``[N]``.
+
+        Args:
+            num_envs: ``N``, the same in every process that has a share.
+        """
+        rung = np.arange(num_envs) + self._index * num_envs
+        return np.asarray(self.epsilon ** (1 + self.alpha * rung / max(1, self._count * num_envs - 1)))
+
+    def schedules(self, env_steps: int, episodes: int) -> dict[str, float]:
+        """The largest epsilon."""
+        return {"epsilon": self.epsilon}
+
+    def __call__(
+        self, q_values: NDArray[np.float32], env_steps: int, episodes: int, rng: np.random.Generator
+    ) -> NDArray[np.int64]:
+        """See :class:`Explorer`."""
+        explores = rng.random(len(q_values)) < self.epsilons(len(q_values))
+        return np.where(explores, uniform_actions(q_values != -np.inf, rng), q_values.argmax(axis=1))
 
 
 @dataclass(frozen=True)

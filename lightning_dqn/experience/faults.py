@@ -22,6 +22,9 @@ class EnvironmentFailure(RuntimeError):
         super().__init__(message)
         self.index = index
 
+    def __reduce__(self) -> tuple[type[EnvironmentFailure], tuple[str, int | None]]:
+        return type(self), (str(self), self.index)
+
 
 def step_in_time(envs: VectorEnv[Any, Any, Any], action: Any, timeout: float) -> Any:
     """Takes a step; environments in processes of their own must answer in time.

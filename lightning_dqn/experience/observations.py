@@ -58,6 +58,26 @@ class ObservationStorage(ABC):
             A reference to each, ``[N, ...]``.
         """
 
+    def remember_history(self, observation: NDArray[Any], env: NDArray[np.int64], num_envs: int) -> NDArray[Any]:
+        """Takes note of what environments have shown, one moment after the other.
+
+        Args:
+            observation: In the order of time, and of environments where that is the same, ``[T, *O]``.
+            env: Of which environment each is, ``[T]``.
+            num_envs: ``N``, the same at every call.
+
+        Returns:
+            A reference to each, ``[T, ...]``.
+        """
+        moments = np.flatnonzero(np.diff(env) <= 0) + 1
+        shown = np.zeros((num_envs, *observation.shape[1:]), observation.dtype)
+        references = []
+        for seen, rows in zip(np.split(observation, moments), np.split(env, moments), strict=True):
+            where = np.zeros(num_envs, np.bool_)
+            where[rows], shown[rows] = True, seen
+            references.append(self.remember(shown, where)[rows])
+        return np.concatenate(references)
+
     @abstractmethod
     def put(self, name: int, reference: NDArray[Any], next_reference: NDArray[Any]) -> None:
         """Keeps the observations of transitions that are stored one after the other, the first as ``name``.
@@ -120,6 +140,10 @@ class WholeObservations(ObservationStorage):
 
     def remember(self, observation: NDArray[Any], where: NDArray[np.bool_] | None = None) -> NDArray[Any]:
         """The observations themselves, which are kept when their transitions are."""
+        return observation
+
+    def remember_history(self, observation: NDArray[Any], env: NDArray[np.int64], num_envs: int) -> NDArray[Any]:
+        """The observations themselves."""
         return observation
 
     def put(self, name: int, reference: NDArray[Any], next_reference: NDArray[Any]) -> None:

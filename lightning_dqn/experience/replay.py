@@ -57,6 +57,11 @@ class ReplayBuffer:
     def __len__(self) -> int:
         return self._count - self._first
 
+    @property
+    def count(self) -> int:
+        """Transitions ever stored, which is the name of the next one."""
+        return self._count
+
     def num_bytes(self, observation_shape: Sequence[int], observation_dtype: np.dtype[Any], mask_size: int = 0) -> int:
         """What the storage will take when full, wherever it lies, in bytes.
 
@@ -111,6 +116,21 @@ class ReplayBuffer:
         reference = self.observations.remember(observation, where)
         self._forget(self.observations.oldest_whole(self._first, self._count))
         return reference
+
+    def remember_history(self, observation: NDArray[Any], env: NDArray[np.int64], num_envs: int) -> NDArray[Any]:
+        """Takes note of what environments have shown in several steps; see :meth:`remember`.
+
+        Args:
+            observation: In the order of time, and of environments where that is the same, ``[T, *O]``.
+            env: Of which environment each is, ``[T]``.
+            num_envs: ``N``, the same at every call.
+
+        Returns:
+            A reference to each, ``[T, ...]``.
+        """
+        noted = self.observations.remember_history(observation, env, num_envs)
+        self._forget(self.observations.oldest_whole(self._first, self._count))
+        return noted
 
     def add(self, transition: Transition[NDArray[Any]]) -> None:
         """Stores transitions, overwriting the oldest where there is no room.

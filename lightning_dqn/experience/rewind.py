@@ -95,6 +95,20 @@ class EpisodeRecord:
         return observation, there
 
 
+def no_episodes(num_envs: int) -> dict[str, NDArray[Any]]:
+    """What :meth:`EpisodeRecord.state_arrays` gives where no episode can be played again.
+
+    Args:
+        num_envs: ``N``.
+    """
+    return {
+        "episode_seed": np.full(num_envs, -1, np.int64),
+        "episode_length": np.zeros(num_envs, np.int64),
+        "episode_action": np.zeros(0, np.uint8),
+        "observation_hash": np.zeros((num_envs, 32), np.uint8),
+    }
+
+
 def _any_legal(envs: SeededEnvs) -> NDArray[np.int64]:
     if envs.action_mask is None:
         return np.zeros(envs.num_envs, np.int64)

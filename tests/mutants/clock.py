@@ -117,8 +117,8 @@ CLOCK = (
         id="G7b",
         mistake="Before learning starts the untrained network acts instead of chance",
         file="collector",
-        old="self._collect(data, self._due, self._random)",
-        new="self._collect(data, self._due, lambda seen: torch.no_grad()(self._explore)(seen, data, pl_module))",
+        old="self._warm_up(data, self._due)",
+        new="self._act(trainer, pl_module, data)",
         killers=("collector::test_actions_before_learning_are_uniformly_random",),
     ),
     Mutant(

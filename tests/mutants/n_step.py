@@ -59,8 +59,8 @@ N_STEP = (
         id="B5b",
         mistake="A resumed run has another gamma than the returns that its replay holds, and nobody says so",
         file="resume",
-        old="            if meta[name] != getattr(data, name):\n",
-        new="            if False:\n",
+        old="        if meta[name] != getattr(data, name):\n",
+        new="        if False:\n",
         killers=("mutant_gaps::test_going_on_with_another_gamma_or_window_than_the_replay_holds_is_warned_of",),
     ),
     Mutant(
