@@ -14,6 +14,7 @@ from lightning.pytorch import Trainer
 from lightning_dqn import DQNLightningModule, MLPTorso
 
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start: the cores are taken
 if "forkserver" in multiprocessing.get_all_start_methods():
     # imported once in the server, not in every worker that it forks
     multiprocessing.get_context("forkserver").set_forkserver_preload(["lightning_dqn"])

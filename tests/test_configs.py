@@ -35,20 +35,23 @@ def _elsewhere(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ENVIRONMENTS)
-def test_an_environment_trains(name, tmp_path):
+def test_an_environment_trains(name, tmp_path, request):
     if name == "lunarlander":
         pytest.importorskip("Box2D")
+    # half a minute that test_compiled.py spends once: updates are recorded, and run as they were recorded
+    recorded = request.getfixturevalue("compilations") if name == "minatar" else []
     main(["fit", f"--config={name}", *SMALL, *SMALLER.get(name, [])])
     (metrics,) = tmp_path.glob(f"runs/{name}/version_0/metrics.csv")
     rows = list(csv.DictReader(metrics.open()))
     assert any(row["train/loss"] for row in rows)
+    assert bool(recorded) == (name == "minatar")
     assert any(row["val/return"] for row in rows)
     assert any(row.get("val/human_normalized") for row in rows) == (name == "atari")
     assert all(row["env_steps"] for row in rows)
 
 
 def test_any_game_is_one_override_away(tmp_path):
-    main(["fit", "--config=minatar", "--data.env_id=MinAtar/Seaquest-v0", *SMALL])
+    main(["fit", "--config=minatar", "--data.env_id=MinAtar/Seaquest-v0", "--model.compile_updates=false", *SMALL])
     assert (tmp_path / "runs/minatar/version_0/checkpoints/latest.ckpt").is_file()
     cli = DQNCLI(["--config=atari", "--data.env_id=ALE/MsPacman-v5", *SMALLER["atari"]], run=False)
     assert cli.model.online.head is not None

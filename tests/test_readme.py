@@ -20,7 +20,7 @@ def blocks(language: str) -> list[str]:
 def test_the_first_block_is_two_commands_that_do_all_set_up():
     assert blocks("bash")[0].splitlines() == [
         "python -m pip install -c constraints.txt -e . && lightning-dqn fit --config configs/env/cartpole.yaml",
-        'python -m pip install -c constraints.txt -e ".[dev]" && python -m pytest',
+        'python -m pip install -c constraints.txt -e ".[dev]" && python -m pytest -n logical',
     ]
 
 
