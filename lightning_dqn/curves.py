@@ -116,9 +116,11 @@ def picture(out: Path, title: str, x: str, y: str, height: float = 4.0) -> Itera
     axes.spines[["top", "right"]].set_visible(False)
     yield axes
     entries = len(axes.get_legend_handles_labels()[0])
-    if entries:  # outside, where it covers nothing that is drawn
-        place, columns = ("outside right upper", 1) if entries > _MANY else ("outside lower center", 2)
-        figure.legend(loc=place, ncols=columns, frameon=False)
+    # outside, where they cover nothing that is drawn
+    if entries > _MANY:
+        figure.legend(loc="outside right upper", frameon=False)
+    elif entries:
+        figure.legend(loc="outside lower center", ncols=2, frameon=False)
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png")
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,7 @@
 """What the how-to pages make runs, and the site has every page and every public name."""
 
+import importlib.util
+import json
 import re
 import shlex
 import subprocess
@@ -51,7 +53,27 @@ def test_the_environment_of_the_page_is_one_and_can_be_solved(tmp_path, monkeypa
 
 def test_every_page_is_in_the_navigation():
     pages = re.findall(r"[\w-]+\.md", str(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]))
-    assert sorted(pages) == sorted(path.name for path in DOCS.glob("*.md"))
+    notebooks = [f"{path.stem}.md" for path in (ROOT / "notebooks").glob("*.ipynb")]  # pages, on the site
+    assert sorted(pages) == sorted([*(path.name for path in DOCS.glob("*.md")), *notebooks])
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_a_notebook_is_a_page_with_all_that_is_in_it(path):
+    pytest.importorskip("mkdocs")
+    spec = importlib.util.spec_from_file_location("notebooks_on_the_site", DOCS / "notebooks.py")
+    site = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(site)
+    notebook = json.loads(path.read_text())
+
+    page = site.page(notebook)
+
+    assert all("".join(cell["source"]) in page for cell in notebook["cells"])
+    outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", [])]
+    images = [kind for output in outputs for kind in output.get("data", {}) if kind.startswith("image/")]
+    assert page.count("<img ") == len(images)
+    assert all("".join(output["text"]).strip("\n") in page for output in outputs if "text" in output)
+    link = f"[it](../notebooks/{path.name})"
+    assert site.on_page_markdown(link) == f"[it](notebooks/{path.stem}.md)"
 
 
 def test_every_public_name_is_in_the_api():

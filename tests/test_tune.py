@@ -1,5 +1,6 @@
 """The command that searches: from files to the best configuration, and on after a kill."""
 
+import operator
 import os
 import signal
 import subprocess
@@ -104,11 +105,14 @@ def test_the_sweep_of_weights_and_biases_is_the_same_search():
             assert parameters[name] == {"distribution": kind, "min": domain.low, "max": domain.high}
     assert sweep["metric"] == {"name": "val/return", "goal": "maximize"}
     # what an agent makes of it is a command that fit takes
-    drawn = {"args": {name: {"value": domain.ends[0]} for name, domain in space.items()}}
     assert sweep["command"][-1] == "${args}"
-    command = [*sweep["command"][:-1], *create_sweep_command_args(drawn)["args"]]
-    assert command[:2] == ["lightning-dqn", "fit"]
-    assert ParsedFit(command[2:]).config.data.n_step == 1
+    for end in (0, -1):
+        values = {"seed_everything": seeds["values"][end], **{name: each.ends[end] for name, each in space.items()}}
+        drawn = {"args": {name: {"value": value} for name, value in values.items()}}
+        command = [*sweep["command"][:-1], *create_sweep_command_args(drawn)["args"]]
+        assert command[:2] == ["lightning-dqn", "fit"]
+        config = ParsedFit(command[2:]).config
+        assert {name: operator.attrgetter(name)(config) for name in values} == values
 
 
 def children(process):
