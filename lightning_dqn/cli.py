@@ -346,22 +346,35 @@ def _run_app(name: str, args: list[str]) -> None:
         sys.exit(f"error: {refusal}")
 
 
-def main(args: ArgsType = None) -> None:
-    """Runs the command line; errors that name a field of the configuration are printed without a traceback."""
+def main(args: ArgsType = None, kind: type[DQNCLI] = DQNCLI) -> None:
+    """Runs the command line; errors that name a field of the configuration are printed without a traceback.
+
+    Args:
+        args: Instead of those of the process.
+        kind: Whose commands those of Lightning are.
+    """
     prepare_process()
     given = sys.argv[1:] if args is None else args
     if isinstance(given, list) and _is_ours(given):
         return _run_app(given[0], given[1:])
     try:
-        cli = DQNCLI(args)
-        for logger in cli.trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                logger.finish()
+        finish_loggers(kind(args).trainer)
     except (ValueError, MemoryError) as error:
         reason = what_is_wrong(error)
         if reason is None:
             raise
         sys.exit(f"error: {reason}")
+
+
+def finish_loggers(trainer: Trainer) -> None:
+    """Waits until W&B has all that a run logged.
+
+    Args:
+        trainer: Whose run is over.
+    """
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            logger.finish()
 
 
 def prepare_process() -> None:

@@ -18,10 +18,11 @@ class Arguments(argparse.ArgumentParser):
     Args:
         command: Name of the command.
         description: What it does.
+        program: Of which it is a command.
     """
 
-    def __init__(self, command: str, description: str) -> None:
-        super().__init__(prog=f"lightning-dqn {command}", description=description, allow_abbrev=False)
+    def __init__(self, command: str, description: str, program: str = "lightning-dqn") -> None:
+        super().__init__(prog=f"{program} {command}", description=description, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
         """Ends the process.

@@ -40,12 +40,14 @@ class Plan(NamedTuple):
         args: Of ``fit``, without what is searched.
         search: What is searched, and how.
         grace: Seconds without a heartbeat after which a worker counts as dead.
+        storage: Address of a database instead of the file in the folder.
     """
 
     folder: Path
     args: list[str]
     search: Search
     grace: int
+    storage: str | None = None
 
     @property
     def lock(self) -> FileLock:
@@ -75,32 +77,33 @@ def open_study(plan: Plan) -> optuna.Study:
     """
     path = plan.folder / FILE
     advice = "move it away, or choose another folder by --output"
-    if path.exists() and path.read_bytes()[: len(_SQLITE)] not in (_SQLITE, b""):
+    where = str(path) if plan.storage is None else "the database of --storage"  # whose address has a password
+    if plan.storage is None and path.exists() and path.read_bytes()[: len(_SQLITE)] not in (_SQLITE, b""):
         raise Refusal(f"study: {path} is no SQLite file; {advice}")
     plan.folder.mkdir(parents=True, exist_ok=True)
     _quiet()
     try:
         with plan.lock:
             storage = RDBStorage(
-                f"sqlite:///{path}",
-                engine_kwargs={"connect_args": {"timeout": _PATIENCE}},
+                plan.storage or f"sqlite:///{path}",
+                engine_kwargs={} if plan.storage else {"connect_args": {"timeout": _PATIENCE}},
                 heartbeat_interval=max(1, plan.grace // 4),
                 grace_period=plan.grace,
                 heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
             )
             study = optuna.create_study(
                 storage=storage,
-                study_name=_NAME,
+                study_name=str(plan.folder.absolute()) if plan.storage else _NAME,  # a database may have others
                 direction="maximize",
                 pruner=_pruner(plan.search),
                 load_if_exists=True,
             )
             made_for = {"space": plan.search.space, "args": plan.args, "seeds": plan.search.seeds}
-            _check_that_it_is_the_same(study, json.loads(json.dumps(made_for)), path, advice)
-    except (SQLAlchemyError, RuntimeError, AssertionError, ValueError) as error:
+            _check_that_it_is_the_same(study, json.loads(json.dumps(made_for)), where, advice)
+    except (SQLAlchemyError, ImportError, RuntimeError, AssertionError, ValueError) as error:
         if isinstance(error, Refusal):
             raise
-        raise Refusal(f"study: {path} cannot be read ({str(error).splitlines()[0]}); {advice}") from error
+        raise Refusal(f"study: {where} cannot be read ({str(error).splitlines()[0]}); {advice}") from error
     return study
 
 
@@ -245,7 +248,7 @@ def _say(study: optuna.Study, trial: FrozenTrial, of: int) -> None:
     print(f"trial {trial.number}: {what} ({values}){so_far}; {len(finished(study))} of {of}", flush=True)
 
 
-def _check_that_it_is_the_same(study: optuna.Study, made_for: dict[str, Any], path: Path, advice: str) -> None:
+def _check_that_it_is_the_same(study: optuna.Study, made_for: dict[str, Any], where: str, advice: str) -> None:
     before = study.user_attrs
     if not before:
         for name, value in made_for.items():
@@ -253,4 +256,4 @@ def _check_that_it_is_the_same(study: optuna.Study, made_for: dict[str, Any], pa
         return
     different = next((name for name, value in made_for.items() if before.get(name) != value), None)
     if different is not None:
-        raise Refusal(f"study: {path} is of another search (its {different} is not this one's); {advice}")
+        raise Refusal(f"study: {where} is of another search (its {different} is not this one's); {advice}")

@@ -20,21 +20,59 @@ if TYPE_CHECKING:
 
     from lightning_dqn.apps.study import Plan
 
+Crew = Callable[[Callable[["Plan"], None], "Plan", int], None]
+"""Has so many workers do what is given on one plan, and returns when all are done."""
+
 _INTERRUPTED = 130
 _SHOWN = 5
 _FEWEST_FOR_IMPORTANCE = 4
 
 
-def command(arguments: list[str]) -> None:
+def in_processes(work: Callable[[Plan], None], plan: Plan, workers: int) -> None:
+    """Has workers share a study on this machine; one alone works in this process.
+
+    Args:
+        work: What each does.
+        plan: What it is told.
+        workers: How many.
+
+    Raises:
+        KeyboardInterrupt: After Ctrl-C, when all have finished their step.
+    """
+    if workers == 1:
+        work(plan)
+        return
+    # fresh interpreters: a fork would take threads and locks of this one along
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=_work, args=(work, plan)) for _ in range(workers)]
+    for process in processes:
+        process.start()
+
+    def wait() -> None:
+        for process in processes:
+            process.join()
+
+    try:
+        wait()
+    except KeyboardInterrupt:
+        wait()  # they have had it too, and finish their step
+        raise
+
+
+def command(arguments: list[str], crew: Crew = in_processes, program: str = "lightning-dqn") -> None:
     """``lightning-dqn tune --config ... --search ...``; the same command goes on where it was stopped.
 
     Args:
         arguments: Of the command line; what is not of this command is handed to ``fit``.
+        crew: Where workers run.
+        program: Of which it is a command.
 
     Raises:
         Refusal: If Optuna is not installed, or something in the search is not understood; nothing is run then.
     """
-    parser = Arguments("tune", "Searches for the settings with the highest val/return. Other arguments are fit's.")
+    parser = Arguments(
+        "tune", "Searches for the settings with the highest val/return. Other arguments are fit's.", program
+    )
     parser.add_argument("--search", required=True, help="a file, or the bare name of a shipped one")
     parser.add_argument("--output", type=Path, help="folder of the study; runs/search/NAME if not given")
     parser.add_argument("--workers", type=int, default=1, help="processes that share the study")
@@ -43,6 +81,7 @@ def command(arguments: list[str]) -> None:
     parser.add_argument("--sampler", help="instead of the file's: grid, random, tpe")
     parser.add_argument("--pruner", help="instead of the file's: none, median, hyperband")
     parser.add_argument("--grace", type=int, default=60, help="seconds without a sign after which a worker is dead")
+    parser.add_argument("--storage", help="address of a database that Optuna takes, instead of a file in the folder")
     options, fit = parser.parse_known_args(arguments)
     sys.argv[1:] = []  # LightningCLI warns of arguments given twice
     at_least(1, "--workers", options.workers)
@@ -58,40 +97,14 @@ def command(arguments: list[str]) -> None:
 
     from lightning_dqn.apps.study import Plan, open_study, work
 
-    plan = Plan(options.output or Path("runs/search") / path.stem, fit, search, options.grace)
+    plan = Plan(options.output or Path("runs/search") / path.stem, fit, search, options.grace, options.storage)
     study = open_study(plan)
-    if options.workers == 1:
-        _until_interrupted(lambda: work(plan))
-    else:
-        _in_processes(work, plan, options.workers)
+    try:
+        crew(work, plan, options.workers)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on")
+        sys.exit(_INTERRUPTED)
     _finish(study, plan)
-
-
-def _until_interrupted(run: Callable[[], None]) -> None:
-    try:
-        run()
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on")
-        sys.exit(_INTERRUPTED)
-
-
-def _in_processes(work: Callable[[Plan], None], plan: Plan, workers: int) -> None:
-    # fresh interpreters: a fork would take threads and locks of this one along
-    context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=_work, args=(work, plan)) for _ in range(workers)]
-    for process in processes:
-        process.start()
-
-    def wait() -> None:
-        for process in processes:
-            process.join()
-
-    try:
-        wait()
-    except KeyboardInterrupt:
-        wait()  # they have had it too, and finish their step
-        print("interrupted; the same command goes on")
-        sys.exit(_INTERRUPTED)
 
 
 def _work(work: Callable[[Plan], None], plan: Plan) -> None:
