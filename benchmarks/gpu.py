@@ -8,6 +8,7 @@ logging and evaluation; its floor is the same environments stepped at random and
 
     python benchmarks/gpu.py
     python benchmarks/gpu.py --precision bf16-mixed --tf32
+    python benchmarks/gpu.py --compiled
     python benchmarks/gpu.py --device cpu --updates 1 --repetitions 1 --batch-size 4 --env-steps 64
 """
 
@@ -137,7 +138,8 @@ def measure_updates(name: str, options: argparse.Namespace) -> Row:
     arguments, batch_size, together = PRESETS[name]
     device, dtype = torch.device(options.device), DTYPES[options.precision]
     batch_size = options.batch_size or batch_size
-    cli = DQNCLI([*FUSED, *arguments, "--data.env_id=gpu.Screens"], run=False)
+    compiled = f"--model.compile_updates={str(options.compiled).lower()}"
+    cli = DQNCLI([*FUSED, *arguments, compiled, "--data.env_id=gpu.Screens"], run=False)
     model, batch = cli.model.to(device), make_batch(together, batch_size, 18, device)
     work, rates = count_work(model, batch, dtype), measure_rates(device, dtype)
     batches, parts = -(-options.updates // together), 1 + options.repetitions
@@ -156,6 +158,7 @@ def measure_atari(options: argparse.Namespace) -> Row | str:
     device, dtype = torch.device(options.device), DTYPES[options.precision]
     parts = 1 + options.repetitions
     changed = {f"trainer.{name}": value for name, value in settings(options).items()} | {
+        "model.compile_updates": options.compiled,
         "data.learning_starts": 32,
         "data.buffer.capacity": 50_000,
         "data.batch_size": options.batch_size or 32,
@@ -200,6 +203,7 @@ def main() -> None:
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--precision", choices=DTYPES, default="32-true")
     parser.add_argument("--tf32", action="store_true", help="matrix products in TF32, as convolutions are anyway")
+    parser.add_argument("--compiled", action="store_true", help="updates and acting, and captured as CUDA graphs")
     parser.add_argument("--presets", nargs="*", choices=PRESETS, default=list(PRESETS))
     parser.add_argument("--batch-size", type=int, default=0, help="instead of the presets' own")
     parser.add_argument("--updates", type=int, default=400, help="of one repetition")
