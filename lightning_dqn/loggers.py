@@ -14,9 +14,9 @@ from lightning.fabric.loggers.logger import _DummyExperiment, rank_zero_experime
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from lightning_dqn.files import NewFile, clean_leftovers
+from lightning_dqn.forgiving import Forgiving
 
 _MAY_FAIL = ("log_metrics", "log_hyperparams", "log_graph", "save", "after_save_checkpoint", "finalize", "finish")
 Row = dict[str, Any]
@@ -29,6 +29,8 @@ def never_stop_training(logger: Logger) -> None:
         logger: Changed where it is. A :class:`lightning.pytorch.loggers.CSVLogger` also gets a :class:`CurveWriter`.
     """
     kind = type(logger)
+    missing = "What it could not write is missing there; there will be no second warning."
+    logger.__dict__.setdefault("_forgiving", Forgiving(f"{kind.__name__} failed", missing))
     # a property can only be replaced in a class, hence one in between
     namespace: dict[str, Any] = {name: _forgiving(getattr(kind, name)) for name in _MAY_FAIL if hasattr(kind, name)}
     experiment = getattr(kind, "experiment", None)
@@ -160,17 +162,10 @@ def _curve_writer(logger: CSVLogger) -> Any:
 
 def _forgiving(method: Callable[..., Any], instead: Any = None) -> Callable[..., Any]:
     @functools.wraps(method)
-    def call(self: Logger, *args: Any, **kwargs: Any) -> Any:
-        try:
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        forgiving: Forgiving = self._forgiving
+        with forgiving:
             return method(self, *args, **kwargs)
-        except Exception as error:
-            if not getattr(self, "_has_failed", False):
-                self._has_failed = True  # type: ignore[attr-defined]
-                who = type(self).__name__.removeprefix("_Forgiving")
-                rank_zero_warn(
-                    f"{who} failed, and training goes on: {type(error).__name__}: {error}. What it could not write is "
-                    "missing there; there will be no second warning."
-                )
-            return instead
+        return instead
 
     return call
