@@ -1162,6 +1162,7 @@ def test_uint8_images_reach_the_network_as_they_are():
     batches = make_batches(2, 2, observation=images, next_observation=images)
     with pytest.warns(UserWarning, match="torso is not saved"):
         model = DQNLightningModule([3, 6, 6], ACTIONS, torso=Mean)
+    seen.clear()  # of what it was tried on
 
     fit(model, batches)
 
