@@ -44,6 +44,19 @@ class Blueprint(NamedTuple):
     has_priorities: bool
 
 
+def acting_copy(module: LightningModule) -> LightningModule:
+    """The networks of a module, on the CPU.
+
+    How they are optimised stays with the learner: of a module that the command line made, it cannot be copied.
+
+    Args:
+        module: The learner's.
+    """
+    twin = copy.copy(module)
+    twin.__dict__.update(dict.fromkeys({"optimizer_factory", "lr_scheduler_factory"} & twin.__dict__.keys()))
+    return copy.deepcopy(twin).cpu()
+
+
 class Actor(ExperienceCollector):
     """Steps vector environments when it is asked to, and answers with what they brought.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +18,7 @@ from lightning_dqn.experience.exploration import EpsilonGreedy, Explorer
 from lightning_dqn.experience.replay import ReplayBuffer
 from lightning_dqn.experience.rewind import no_episodes
 from lightning_dqn.ranks import over_ranks
-from lightning_dqn.ray.actor import Actor, Blueprint
+from lightning_dqn.ray.actor import Actor, Blueprint, acting_copy
 from lightning_dqn.ray.cluster import connect
 from lightning_dqn.ray.messages import Inbox, Message
 from lightning_dqn.ray.pool import ActorPool, Seat
@@ -94,6 +93,11 @@ class RayCollector(ExperienceCollector):
         self._pool: ActorPool | None = None
         self._disconnect: Callable[[], None] | None = None
 
+    @property
+    def state_key(self) -> str:
+        """That of the collector whose place it takes: either goes on where the other has stopped."""
+        return ExperienceCollector.__qualname__
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Also refuses messages that the buffer has no room for; see :meth:`ExperienceCollector.setup`."""
         super().setup(trainer, pl_module, stage)
@@ -126,7 +130,7 @@ class RayCollector(ExperienceCollector):
         first = trainer.global_rank * self.num_actors
         blueprint = Blueprint(
             data.without_experience(),
-            copy.deepcopy(pl_module).cpu(),
+            acting_copy(pl_module),
             self.explorer,
             self.num_actors * data.world_size,
             (data.seed, data.env_steps),
