@@ -23,13 +23,13 @@ from lightning.pytorch import Callback
 class Notes(Callback):
     """Leaves what a rank came to; dies or dawdles on its way there if it is told to."""
 
-    def __init__(self, die_at: int = -1, pause: float = 0.0):
-        self.die_at, self.pause = die_at, pause
+    def __init__(self, die_at: int = -1, who: int = 1, pause: float = 0.0):
+        self.die_at, self.who, self.pause = die_at, who, pause
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         time.sleep(self.pause)
         died = Path("died")
-        if trainer.global_step == self.die_at and trainer.global_rank == 1 and not died.exists():
+        if trainer.global_step == self.die_at and trainer.global_rank == self.who and not died.exists():
             died.touch()
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -68,9 +68,10 @@ def start(folder, cluster, *arguments, **notes):
     """Begins ``python -m lightning_dqn.ray`` in a folder; what it says goes to ``said.txt``."""
     folder.mkdir(exist_ok=True)
     (folder / "notes.py").write_text(NOTES)
+    callback = json.dumps({"class_path": "notes.Notes", "init_args": notes})
+    arguments = [*arguments, f"--trainer.callbacks={callback}"]
     if arguments[0] == "fit":
-        callback = json.dumps({"class_path": "notes.Notes", "init_args": notes})
-        arguments = [*arguments, f"--trainer.callbacks={callback}", LOGGER]
+        arguments.append(LOGGER)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled", "RAY_ADDRESS": cluster.address}
     said = (folder / "said.txt").open("a")
     command = [sys.executable, "-m", "lightning_dqn.ray", *arguments]

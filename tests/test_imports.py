@@ -157,7 +157,7 @@ MAY_IMPORT = {
     "card": {"apps", "command", "files", "report", "runs"},
     "report": {"checkpoint_io", "command", "datamodule", "files", "module", "resume", "runs", "statistics"},
     # on the machines of a Ray cluster
-    "ray_head": {"command"},
+    "ray_head": {"command", "ray_cluster"},
     "ray_line": set(),
     "ray_learners": {"checkpoint_io", "cli", "collector", "ray_head", "ray_line", "signals"},
     "ray_training": {"cli", "collector", "command", "ray_head", "ray_learners", "ray_line"},

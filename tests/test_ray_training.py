@@ -71,7 +71,7 @@ def test_a_learner_that_is_killed_costs_what_came_after_the_checkpoint_and_nothi
 
 
 def test_what_cannot_work_is_said_in_one_line_without_a_second_try(cluster, tmp_path):
-    process = start(tmp_path, cluster, *FIT, "--collect.overlap=true")
+    process = start(tmp_path, cluster, *FIT, "--collect.overlap=true", "--data.num_envs=2")
     assert process.wait(240) == 1
     said = said_in(tmp_path)
     assert said.count("collect.overlap: an iteration takes one step of all environments") == 1

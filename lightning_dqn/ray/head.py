@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import os
+import re
 import socket
 from types import TracebackType
 from typing import Any
@@ -11,7 +11,9 @@ from typing import Any
 import ray
 
 from lightning_dqn.apps.command import Refusal
+from lightning_dqn.ray.cluster import connect
 
+_ADDRESS = re.compile(r"[^/]+:\d+")
 _PATIENCE = 3.0  # seconds that the head has for taking a connection
 
 
@@ -36,7 +38,7 @@ def is_alive(address: str) -> bool:
 class Cluster:
     """A connection to Ray for as long as a ``with`` block takes.
 
-    It is the cluster that ``RAY_ADDRESS`` names; without it, one of this machine alone, which ends with the block.
+    See :func:`~lightning_dqn.ray.cluster.connect` for which cluster it is.
 
     Attributes:
         address: Of the head, as ``host:port``.
@@ -49,19 +51,14 @@ class Cluster:
 
     def __enter__(self) -> Cluster:
         """Connects, unless that is done already."""
-        self._is_ours = not ray.is_initialized()
-        if self._is_ours:
-            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-            where = os.environ.get("RAY_ADDRESS")
-            # a dashboard would be half of what is started here; there, whether there is one is settled
-            dashboard = None if where else False
-            try:
-                ray.init(
-                    where or "local", include_dashboard=dashboard, log_to_driver=False, logging_level=logging.ERROR
-                )
-            except (ConnectionError, RuntimeError, ValueError) as error:
-                reason = str(error).splitlines()[0]
-                raise Refusal(f"RAY_ADDRESS: there is no Ray cluster at {where} ({reason})") from error
+        where = os.environ.get("RAY_ADDRESS", "")
+        if _ADDRESS.fullmatch(where) and not is_alive(where):  # for which Ray would wait for minutes
+            raise Refusal(f"RAY_ADDRESS: there is no cluster at {where}; `ray start --head` says where it starts one")
+        try:
+            self._leave = connect()
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise Refusal(f"RAY_ADDRESS: there is no cluster at {where} ({reason})") from error
         here = ray.get_runtime_context()
         self.address = here.gcs_address
         own = next(node for node in _nodes() if node["NodeID"] == here.get_node_id())
@@ -72,8 +69,8 @@ class Cluster:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Disconnects, if it was connected here; without a head there is nobody to disconnect from."""
-        if self._is_ours and not isinstance(error, HeadLost):
-            ray.shutdown()
+        if not isinstance(error, HeadLost):
+            self._leave()
 
     def is_alive(self) -> bool:
         """Whether the head takes connections, and Ray's process on this machine does."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import sys
@@ -70,6 +71,7 @@ def learn(orders: dict[str, Any]) -> dict[str, Any]:
             "machines see"
         ) from error
     prepare_process()
+    logging.getLogger("ray").setLevel(logging.WARNING)
     sys.argv[1:] = []  # Ray's; LightningCLI warns of arguments given twice
     companion = Companion(line)
     first = ray.train.get_context().get_world_rank() == 0

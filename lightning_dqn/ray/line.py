@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import io
 import logging
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,7 +26,7 @@ class Line:
     def __init__(self) -> None:
         self._number = 0
         self._rung = asyncio.Event()
-        self._said: list[str] = []
+        self._said: list[tuple[int, str]] = []
 
     async def ring(self, number: int) -> None:
         """Tells everybody who waits, and who comes later.
@@ -41,18 +42,19 @@ class Line:
         await self._rung.wait()
         return self._number
 
-    async def say(self, text: str) -> None:
-        """Leaves text to be printed.
+    async def say(self, when: int, text: str) -> None:
+        """Leaves text to be printed; what is said first may come in later.
 
         Args:
+            when: It was said, in nanoseconds.
             text: Whole lines.
         """
-        self._said.append(text)
+        self._said.append((when, text))
 
     async def take(self) -> str:
         """All that was said since the last time."""
         said, self._said = self._said, []
-        return "".join(said)
+        return "".join(text for _, text in sorted(said))
 
 
 def open_line() -> Any:
@@ -95,14 +97,21 @@ class _Mouth(io.TextIOBase):
     def __init__(self, line: Any) -> None:
         self._line = line
         self._begun = ""
+        self._sent: list[Any] = []
 
     def write(self, text: str) -> int:
         whole, end, self._begun = (self._begun + text).rpartition("\n")
         if end:
-            self._line.say.remote(whole + end)
+            self._send(whole + end)
         return len(text)
 
     def finish(self) -> None:
         """Waits until all has arrived."""
+        if self._begun:
+            self._send(f"{self._begun}\n")
         with contextlib.suppress(ray.exceptions.RayError):
-            ray.get(self._line.say.remote(self._begun and f"{self._begun}\n"))
+            ray.get(self._sent)
+
+    def _send(self, text: str) -> None:
+        on_their_way = ray.wait(self._sent, num_returns=len(self._sent), timeout=0)[1] if self._sent else []
+        self._sent = [*on_their_way, self._line.say.remote(time.time_ns(), text)]

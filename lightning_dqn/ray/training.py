@@ -6,6 +6,7 @@ import os
 import signal
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -224,7 +225,9 @@ class _Reasons(UserCallback):
                 raise wrong
         rank, error = min(worker_exceptions.items())
         reason = "its process died" if isinstance(error, RayActorError) else _last_line(error)
-        self._line.say.remote(f"learner {rank} failed ({reason}); all begin again from the last checkpoint\n")
+        self._line.say.remote(
+            time.time_ns(), f"learner {rank} failed ({reason}); all begin again from the last checkpoint\n"
+        )
 
 
 def _field_error(error: BaseException | None) -> FieldError | None:
