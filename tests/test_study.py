@@ -189,3 +189,19 @@ def test_a_study_of_another_search_is_refused(plan):
         open_study(plan(space={"data.n_step": Domain([1])}))
     with pytest.raises(Refusal, match=r"study.db is of another search \(its seeds is not this one's\)"):
         open_study(plan(seeds=5))
+
+
+def test_studies_of_several_folders_share_a_database(plan, tmp_path):
+    shared = f"sqlite:///{tmp_path}/shared.db"
+    for folder in ("first", "second"):
+        work(plan(folder, trials=2)._replace(storage=shared))
+    first = open_study(plan("first")._replace(storage=shared))
+    assert len(first.trials) == 2
+    assert not (tmp_path / "first/study.db").exists()
+
+
+def test_a_database_that_is_not_there_is_one_line_without_its_password(plan):
+    with pytest.raises(Refusal, match=r"^study: the database of --storage cannot be read \(") as refused:
+        open_study(plan()._replace(storage="mysql+nothing://me:secret@localhost/none"))
+    assert "secret" not in str(refused.value)
+    assert "\n" not in str(refused.value)
