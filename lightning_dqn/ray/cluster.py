@@ -27,6 +27,8 @@ def connect() -> Callable[[], None]:
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
     else:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        # where this process is killed, Ray's helpers look for the rest of Ray for a minute before they end
+        os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "5")
         ray.init("local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     if threading.current_thread() is threading.main_thread():  # Ray has put its own in the place of the Trainer's
         signal.signal(signal.SIGTERM, handler)
