@@ -77,7 +77,9 @@ PEERS = {
     "sb3": ("torch==2.13.0", "stable-baselines3==2.7.0", "gymnasium[box2d]"),
     "sbx": ("torch==2.13.0", "sbx-rl==0.23.0", "gymnasium[box2d]"),
     "tianshou": ("torch==2.13.0", "tianshou==2.0.1", "gymnasium[box2d]"),
+    "torchrl": ("torch==2.13.0", "torchrl==0.14.1", "gymnasium[box2d]"),
 }
+SHORTER = {"tianshou": 4, "torchrl": 4}  # parts of the steps that are timed: they take several times as long for each
 NAMES = {
     "ours": "lightning-dqn",
     "compiled": "lightning-dqn, `compile_updates`",
@@ -85,6 +87,7 @@ NAMES = {
     "sb3": "Stable-Baselines3",
     "sbx": "SBX (JAX)",
     "tianshou": "Tianshou",
+    "torchrl": "TorchRL",
 }
 
 
@@ -339,6 +342,73 @@ def tianshou(workload: Workload) -> dict[str, float]:
     return timer.result
 
 
+def torchrl(workload: Workload) -> dict[str, float]:
+    """TorchRL's collector, replay and loss, in the loop that its examples have."""
+    import gymnasium as gym
+    import torch
+
+    library: dict[str, Any] = {
+        name: getattr(importlib.import_module(f"torchrl.{room}"), name)
+        for room, names in {
+            "collectors": ("Collector",),
+            "data": ("LazyTensorStorage", "TensorDictReplayBuffer"),
+            "envs": ("GymEnv", "SerialEnv"),
+            "modules": ("MLP", "EGreedyModule", "QValueActor"),
+            "objectives": ("DQNLoss", "HardUpdate"),
+        }.items()
+        for name in names
+    }
+    from tensordict.nn import TensorDictSequential  # type: ignore[import-not-found]
+
+    timer, updates, env_steps = Timer(workload), 0, 0
+
+    def make() -> Any:
+        return library["GymEnv"](workload.env_id, categorical_action_encoding=True)
+
+    envs = make() if workload.num_envs == 1 else library["SerialEnv"](workload.num_envs, make)
+    one = gym.make(workload.env_id)
+    features, actions = one.observation_space.shape[0], int(one.action_space.n)  # type: ignore[index,attr-defined]
+    network = library["MLP"](
+        in_features=features,
+        out_features=actions,
+        num_cells=list(workload.hidden_sizes),
+        activation_class=torch.nn.ReLU,
+    )
+    spec = make().action_spec
+    actor = library["QValueActor"](network, in_keys=["observation"], spec=spec)
+    explorer = library["EGreedyModule"](spec, eps_init=1.0, eps_end=0.05, annealing_num_steps=10_000)
+    collector = library["Collector"](
+        envs,
+        TensorDictSequential(actor, explorer),
+        frames_per_batch=workload.frequency,
+        total_frames=-1,
+        init_random_frames=WARM_UP,
+        device="cpu",
+    )
+    storage = library["LazyTensorStorage"](workload.capacity)
+    buffer = library["TensorDictReplayBuffer"](storage=storage, batch_size=BATCH)
+    objective = library["DQNLoss"](actor, loss_function="smooth_l1", delay_value=True, double_dqn=False)
+    objective.make_value_estimator(gamma=GAMMA)
+    target = library["HardUpdate"](objective, value_network_update_interval=workload.target_period)
+    optimizer = torch.optim.Adam(objective.parameters(), lr=workload.rate, fused=True)
+    for collected in collector:
+        env_steps += collected.numel()
+        explorer.step(collected.numel())
+        buffer.extend(collected.reshape(-1))
+        if env_steps >= WARM_UP:
+            for _ in range(workload.updates):
+                loss = objective(buffer.sample())["loss"]
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                target.step()
+                updates += 1
+        if not timer.tick(env_steps, updates):
+            break
+    collector.shutdown()
+    return timer.result
+
+
 SUBJECTS: dict[str, Callable[[Workload], dict[str, float]]] = {
     "ours": ours,
     "compiled": partial(ours, compile_updates=True),
@@ -346,6 +416,7 @@ SUBJECTS: dict[str, Callable[[Workload], dict[str, float]]] = {
     "sb3": partial(stable_baselines, module="stable_baselines3"),
     "sbx": partial(stable_baselines, module="sbx"),
     "tianshou": tianshou,
+    "torchrl": torchrl,
 }
 
 
@@ -356,7 +427,12 @@ def work(subject: str) -> None:
         import torch
 
         torch.set_num_threads(1)
-    serve(lambda workload: SUBJECTS[subject](WORKLOADS[workload]))
+
+    def measure(workload: str) -> dict[str, float]:
+        chosen = WORKLOADS[workload]
+        return SUBJECTS[subject](chosen._replace(steps=chosen.steps // SHORTER.get(subject, 1)))
+
+    serve(measure)
 
 
 def versions() -> str:
