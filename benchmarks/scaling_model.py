@@ -241,7 +241,6 @@ def train(config: str, collector: ExperienceCollector, iterations: int = _SMALL)
     """
     module, data = parse(config)
     data.learning_starts = max(data.batch_size, 1_000)
-    data.steps_per_epoch = iterations * data.train_frequency
     clock = _Clock()
     Trainer(
         max_epochs=1,
@@ -250,6 +249,7 @@ def train(config: str, collector: ExperienceCollector, iterations: int = _SMALL)
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
+        limit_train_batches=iterations,
         limit_val_batches=0,
         num_sanity_val_steps=0,
         gradient_clip_val=10.0,
@@ -308,7 +308,7 @@ def measure(config: str, collector: RayCollector) -> tuple[Costs, Plan]:
     put_message = seconds(lambda: ray.put(message))
     known = ray.put(message)
     get_message = seconds(lambda: ray.get(known))
-    echo = ray.remote(_Echo).options(num_cpus=0).remote()
+    echo: Any = ray.remote(_Echo).options(num_cpus=0).remote()
     ask = seconds(lambda: ray.get(echo.answer.remote()))
     load = seconds(lambda: ray.get([echo.answer.remote() for _ in range(100)])) / 100
     state = {name: tensor.cpu() for name, tensor in module.state_dict().items()}
@@ -317,9 +317,9 @@ def measure(config: str, collector: RayCollector) -> tuple[Costs, Plan]:
     for _ in range(8):
         ray.put(much)
     bandwidth = 8 * much.nbytes / (time.perf_counter() - began)
-    real = ray.remote(Actor).options(num_cpus=0).remote(ray.put(blueprint), 0, 0)
+    real: Any = ray.remote(Actor).options(num_cpus=0).remote(ray.put(blueprint), 0, 0)
     ray.get(real.act_at_random.remote(steps))
-    process = ray.get(real.__ray_call__.remote(_resident))
+    process: float = ray.get(real.__ray_call__.remote(_resident))
     ray.kill(real)
     rows = data.buffer.state_arrays()
     costs = Costs(
