@@ -19,6 +19,7 @@ import importlib.util
 import logging
 import platform
 import statistics
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -151,8 +152,8 @@ def measure_updates(name: str, options: argparse.Namespace) -> Row:
     return Row(what, batches * together / clock.seconds, 1 / work.seconds(rates), clock.memory, work.kept)
 
 
-def measure_atari(options: argparse.Namespace) -> Row | str:
-    """Environment steps of DQN on Atari through the Trainer, or why there are none."""
+def measure_atari(options: argparse.Namespace, folder: str) -> Row | str:
+    """Environment steps of DQN on Atari through the Trainer, which leaves its files in a folder, or why there are none."""
     if importlib.util.find_spec("ale_py") is None or "atari" not in shipped_configs():
         return f"{ATARI}: needs the atari extra"
     device, dtype = torch.device(options.device), DTYPES[options.precision]
@@ -164,7 +165,8 @@ def measure_atari(options: argparse.Namespace) -> Row | str:
         "data.batch_size": options.batch_size or 32,
         "data.steps_per_epoch": parts * options.env_steps,
     }
-    cli = DQNCLI(["--config=atari", *(f"--{name}={str(value).lower()}" for name, value in changed.items())], run=False)
+    arguments = [f"--{name}={str(value).lower()}" for name, value in changed.items()]
+    cli = DQNCLI(["--config=atari", *arguments, f"--trainer.default_root_dir={folder}"], run=False)
     data, model = cli.datamodule, cli.model.to(device)
     work = count_work(model, make_batch(1, data.batch_size, data.num_actions, device), dtype)
     update = work.seconds(measure_rates(device, dtype)) * data.gradient_steps / data.train_frequency
@@ -218,8 +220,9 @@ def main() -> None:
     rows: dict[str, Callable[[], Row | str]] = {
         name: partial(measure_updates, name, options) for name in options.presets
     }
+    own = tempfile.TemporaryDirectory()  # for what a run leaves behind
     if options.env_steps:
-        rows[ATARI] = partial(measure_atari, options)
+        rows[ATARI] = partial(measure_atari, options, own.name)
     there = options.device == "cpu" or torch.cuda.is_available()
     device = (
         "no GPU here" if not there else torch.cuda.get_device_name() if options.device == "cuda" else platform.machine()
@@ -229,6 +232,7 @@ def main() -> None:
     for name, measure in rows.items():
         row = measure() if there else f"{name}: no GPU on this machine, see --device cpu"
         print(line(row) if isinstance(row, Row) else f"| {row} | | | | | |", flush=True)
+    own.cleanup()
 
 
 if __name__ == "__main__":
