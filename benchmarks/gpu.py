@@ -153,7 +153,7 @@ def measure_updates(name: str, options: argparse.Namespace) -> Row:
 
 
 def measure_atari(options: argparse.Namespace, folder: str) -> Row | str:
-    """Environment steps of DQN on Atari through the Trainer, which leaves its files in a folder, or why there are none."""
+    """Environment steps of DQN on Atari through the Trainer, with its files in a folder, or why there are none."""
     if importlib.util.find_spec("ale_py") is None or "atari" not in shipped_configs():
         return f"{ATARI}: needs the atari extra"
     device, dtype = torch.device(options.device), DTYPES[options.precision]
