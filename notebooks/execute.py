@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,20 +12,27 @@ import nbformat
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 
-TIMEOUT = 600  # seconds for a cell
+TIMEOUT = 1_800  # seconds for a cell
 
 
-def run(path: Path, folder: Path) -> NotebookNode:
+def run(path: Path, folder: Path, **parameters: object) -> NotebookNode:
     """A notebook with the outputs of a run, without what differs from one run to the next.
 
     Args:
         path: Of the notebook, which stays as it is.
         folder: Where it runs, and leaves its files.
+        **parameters: Values instead of those in its cell with the tag ``parameters``, for a shorter run.
 
     Raises:
         CellExecutionError: If a cell raises something.
+        ValueError: If the cell sets no parameter of such a name.
     """
     notebook: NotebookNode = nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call]
+    (cell,) = (cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ()))
+    unknown = parameters.keys() - set(re.findall(r"^(\w+) = ", cell.source, re.MULTILINE))
+    if unknown:
+        raise ValueError(f"{path.name} has no parameter {', '.join(sorted(unknown))} in its cell of parameters")
+    cell.source += "".join(f"\n{name} = {value!r}" for name, value in parameters.items())
     client = NotebookClient(
         notebook,
         timeout=TIMEOUT,

@@ -12,6 +12,12 @@ from PIL import Image
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 NOTEBOOKS = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
+SHORT = {
+    "01_quickstart": {"EPOCHS": 1},
+    "02_your_environment_and_network": {"EPOCHS": 1},
+    "03_from_dqn_to_rainbow": {"PRESETS": ("dqn", "rainbow"), "SEEDS": 2, "EPOCHS": 1},
+    "04_search": {"TRIALS": 4, "EPOCHS": 1, "LEARNING_RATES": (1e-3,), "N_STEPS": (1,)},
+}
 _MACHINE = re.compile(r"/(home|root|tmp|Users|usr|work)/|site-packages|0x[0-9a-f]{6,}")
 
 
@@ -73,15 +79,35 @@ def test_pictures_can_be_opened_and_show_something(name):
             assert len(picture.convert("RGB").getcolors(1 << 20)) > 2
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", NOTEBOOKS)
-def test_it_runs_and_shows_the_same_kinds_of_things(name, tmp_path):
+@pytest.fixture(scope="module")
+def run():
     spec = importlib.util.spec_from_file_location("execute", FOLDER / "execute.py")
     execute = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(execute)
-    again = execute.run(FOLDER / f"{name}.ipynb", tmp_path)
+    return lambda name, folder, **parameters: execute.run(FOLDER / f"{name}.ipynb", folder, **parameters)
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_it_runs_from_top_to_bottom_when_everything_is_as_small_as_can_be(name, run, tmp_path):
+    short = run(name, tmp_path, **SHORT[name])
+    assert kinds(short) == kinds(committed(name))
+
+
+def test_a_parameter_that_a_notebook_does_not_have_is_named(run, tmp_path):
+    with pytest.raises(ValueError, match=r"^01_quickstart\.ipynb has no parameter EPOCH in its cell of parameters$"):
+        run("01_quickstart", tmp_path, EPOCH=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_it_runs_and_shows_the_same_kinds_of_things(name, run, tmp_path):
+    again = run(name, tmp_path)
     assert kinds(again) == kinds(committed(name))
     if name.startswith("01"):
-        assert float(re.search(r"\*\*([\d.]+)\*\* \(random", text(again)).group(1)) > 200
+        assert float(re.search(r"\*\*([\d.]+)\*\* \(random", text(again)).group(1)) >= 475
     if name.startswith("02"):
         assert float(re.search(r"after 17,008 environment steps \| ([\d.-]+)", text(again)).group(1)) > 0.8
+
+
+def test_the_quickstart_ends_with_what_counts_as_solved():
+    assert float(re.search(r"\*\*([\d.]+)\*\* \(random", text(committed("01_quickstart"))).group(1)) >= 475
