@@ -83,7 +83,7 @@ def _beside(devices: Sequence[int]) -> Iterator[None]:
     if not devices:
         yield
         return
-    stream, present = torch.cuda.Stream(), torch.cuda.current_stream()
+    stream, present = torch.cuda.Stream(), torch.cuda.current_stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(present)
     with torch.cuda.stream(stream):
         yield
