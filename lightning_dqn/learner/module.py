@@ -332,16 +332,22 @@ class DQNLightningModule(LightningModule):
         unhooked = partial(self._gradients, batch, batch_idx, plain)
         for k in range(len(batch.weight)):
             self._iteration.update = k
-            if k == len(batch.weight) - 1 or self._watched:
+            is_last = k == len(batch.weight) - 1
+            if self._compiled is not None and optimizer_closure is not None:
+                # the optimizer's step is a part of what is compiled; the Trainer wants the closure to have run
+                if is_last:
+                    optimizer_closure()
+                else:
+                    self.training_step(batch, batch_idx)
+            elif is_last or self._watched:
                 optimizer.step(closure=optimizer_closure)
-            elif self._compiled is not None:
-                self.training_step(batch, batch_idx)
             else:
                 plain.step(unhooked)
             self.gradient_steps += 1
             if self.gradient_steps % self.target_update_period == 0:
                 self.update_target()
         if self._compiled is not None:
+            plain._opt_called = True  # type: ignore[attr-defined]  # else schedulers warn that it has not taken a step
             for loss in torch.stack(self._iteration.losses).tolist():
                 self._note(loss)
 
