@@ -302,6 +302,7 @@ def test_an_error_is_one_line_and_a_failing_exit_code(tmp_path):
     assert "Traceback" not in ended.stderr
 
 
+@pytest.mark.slow
 def test_the_last_epoch_is_validated_and_saved_whatever_the_period(capsys):
     main([*FIT, "--trainer.max_epochs=3", "--trainer.check_val_every_n_epoch=2"])
     assert "after 448 env steps" in capsys.readouterr().out
@@ -309,6 +310,7 @@ def test_the_last_epoch_is_validated_and_saved_whatever_the_period(capsys):
     assert torch.load(RUN / "checkpoints/latest.ckpt", weights_only=True)["ExperienceDataModule"]["env_steps"] == 448
 
 
+@pytest.mark.slow
 def test_weights_alone_are_refused_to_go_on_from():
     main(FIT)
     with pytest.raises(SystemExit, match=r"error: ckpt_path: .*best\.ckpt holds weights alone"):
@@ -366,6 +368,7 @@ def test_the_last_run_is_found_by_itself():
 
 # with 16 instead of 8 iterations an epoch the one that was complete has 8 to go, hence 96 steps and not 64
 @pytest.mark.parametrize(("before", "after", "steps"), [(16, 4, 96), (4, 16, 64), (16, 16, 64)])
+@pytest.mark.slow
 def test_a_run_goes_on_at_the_pace_it_is_given(before, after, steps):
     main([*FIT, f"--data.train_frequency={before}"])
     latest = f"--ckpt_path={RUN}/checkpoints/latest.ckpt"

@@ -275,6 +275,7 @@ def test_the_package_can_be_imported_without_the_extras():
     subprocess.run([sys.executable, "-c", code], check=True, cwd=PACKAGE.parent)
 
 
+@pytest.mark.slow
 def test_fit_starts_without_what_only_other_commands_need():
     code = (
         "import sys, lightning_dqn.cli; later = 'optuna', 'sqlalchemy', 'onnx', 'onnxruntime', 'onnxscript', 'pandas',"

@@ -97,7 +97,7 @@ def test_weights_and_biases_that_fails_in_the_middle_stops_nothing(recwarn, monk
     assert said.startswith("WandbLogger failed, and training goes on: ConnectionError: no route to host")
 
 
-@pytest.mark.parametrize("what", ["folder gone", "disk full"])
+@pytest.mark.parametrize("what", ["folder gone", pytest.param("disk full", marks=pytest.mark.slow)])
 def test_a_csv_file_that_cannot_be_written_stops_nothing(recwarn, capsys, what):
     callback = f"--trainer.callbacks=[{{class_path: {__name__}.Meanwhile, init_args: {{what: {what}}}}}]"
     more = ["--checkpoint_latest.dirpath=elsewhere", "--checkpoint_best.dirpath=elsewhere", callback]

@@ -23,6 +23,7 @@ def trials_in(folder):
     return optuna.load_study(study_name="search", storage=f"sqlite:///{folder}/out/study.db").trials
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_costs_no_trial(cluster, tmp_path):
     process = start(tmp_path, cluster, *TUNE, "--trials=4", die_at=4, who=0)
     assert process.wait(300) == 0, said_in(tmp_path)

@@ -61,6 +61,7 @@ def test_two_machines_learn_one_network_from_two_experiences(whole):
     assert {path.name for path in (whole / "runs").iterdir()} == {"small"}  # nothing of Ray's own is left
 
 
+@pytest.mark.slow
 def test_a_learner_that_is_killed_costs_what_came_after_the_checkpoint_and_nothing_else(cluster, whole, tmp_path):
     process = start(tmp_path, cluster, *FIT, die_at=10)  # in the third of four epochs
     assert process.wait(240) == 0, said_in(tmp_path)
@@ -70,6 +71,7 @@ def test_a_learner_that_is_killed_costs_what_came_after_the_checkpoint_and_nothi
     assert is_the_same_run(tmp_path, whole)
 
 
+@pytest.mark.slow
 def test_what_cannot_work_is_said_in_one_line_without_a_second_try(cluster, tmp_path):
     process = start(tmp_path, cluster, *FIT, "--collect.overlap=true", "--data.num_envs=2")
     assert process.wait(240) == 1

@@ -25,6 +25,7 @@ def an_agent(returns, **fields):
     return Evaluation("CartPole-v1", None, 1_000, 0, None, returns, 2 * returns)._replace(**fields)
 
 
+@pytest.mark.slow
 def test_the_command_line_says_what_a_score_is_worth(capsys):
     main(["fit", "--config=cartpole", *FIT])
     best = RUNS / "version_0/checkpoints/best.ckpt"

@@ -177,6 +177,7 @@ def test_the_first_ctrl_c_finishes_the_iteration_and_saves(make_trainer, make_mo
     )
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_that_is_resumed_takes_as_many_steps_as_one_that_was_not(make_trainer, make_model, tmp_path):
     def fit(ckpt_path=None, times=0):
         data = make_data()

@@ -35,6 +35,7 @@ def study():
         return optuna.load_study(study_name="search", storage="sqlite:///out/study.db")
 
 
+@pytest.mark.slow
 def test_the_best_configuration_is_one_that_fit_takes(capsys):
     main([*TUNE, "--trials=2"])
     best = study().best_trial

@@ -134,6 +134,7 @@ def test_wandb_mode_is_obeyed(tmp_path, monkeypatch):
     assert not (tmp_path / "runs/wandb").exists()
 
 
+@pytest.mark.slow
 def test_tensorboard_works_where_it_is_installed(tmp_path):
     pytest.importorskip("tensorboard")
     logger = "{class_path: lightning.pytorch.loggers.TensorBoardLogger, init_args: {save_dir: runs, name: tb}}"

@@ -68,7 +68,8 @@ class Captured:
                 for _ in range(_WARM_UPS):
                     function(*fixed, *self._inputs)
             self._outputs = recorder.record(lambda: function(*fixed, *self._inputs))
-            torch._foreach_copy_(fixed, before)
+            for tensor, held in zip(fixed, before, strict=True):
+                tensor.copy_(held)
 
     def __call__(self, *tensors: Tensor) -> list[Tensor]:
         """The function's results, copied from where the next call will write its own."""

@@ -74,7 +74,12 @@ def check_saving(folder, algorithm, num_envs, iteration, whole):
 
 # within the first epoch, on the last iteration of an epoch, the first of one, and within the last
 @pytest.mark.parametrize(
-    ("iteration", "name"), [(2, "SIGTERM"), (5, "SIGTERM"), (5, "SIGINT"), (12, "SIGINT"), (20, "SIGTERM")]
+    ("iteration", "name"),
+    [
+        (2, "SIGTERM"),
+        (12, "SIGINT"),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((5, "SIGTERM"), (5, "SIGINT"), (20, "SIGTERM"))),
+    ],
 )
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path, iteration, name):
     check(tmp_path, "noisy", 3, iteration, name)
@@ -109,7 +114,9 @@ def test_at_any_iteration(tmp_path, whole, tally, name, repetition):
     tally.setdefault(name, []).append(took)
 
 
-@pytest.mark.parametrize("iteration", [8, 11])  # within an epoch, and on the last iteration of one
+@pytest.mark.parametrize(
+    "iteration", [pytest.param(8, marks=pytest.mark.slow), 11]
+)  # within an epoch, and on the last iteration of one
 def test_a_signal_to_save_changes_nothing_else(tmp_path, iteration):
     whole = fit(arguments("noisy", 3, tmp_path / "whole", 4)), rows(tmp_path / "whole", 4)
     check_saving(tmp_path, "noisy", 3, iteration, whole)
