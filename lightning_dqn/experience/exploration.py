@@ -35,6 +35,23 @@ def uniform_actions(legal: NDArray[np.bool_], rng: np.random.Generator) -> NDArr
     return np.asarray(np.where(legal, rng.random(legal.shape), -1.0).argmax(axis=1), np.int64)
 
 
+def epsilon_greedy_actions(
+    q_values: NDArray[np.float32], epsilon: float | NDArray[np.float64], rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """Draws, for each environment by itself, a random legal action with probability epsilon, else takes the best.
+
+    Args:
+        q_values: ``[N, A]``; minus infinity where an action is not legal.
+        epsilon: Of all environments, or of each, ``[N]``.
+        rng: The only source of randomness.
+
+    Returns:
+        Action indices, ``[N]``.
+    """
+    explores = rng.random(len(q_values)) < epsilon
+    return np.where(explores, uniform_actions(q_values != -np.inf, rng), q_values.argmax(axis=1))
+
+
 class Explorer(ABC):
     """Chooses actions from Q-values."""
 
@@ -102,8 +119,7 @@ class EpsilonGreedy(Explorer):
         self, q_values: NDArray[np.float32], env_steps: int, episodes: int, rng: np.random.Generator
     ) -> NDArray[np.int64]:
         """See :class:`Explorer`."""
-        explores = rng.random(len(q_values)) < self.epsilon(env_steps, episodes)
-        return np.where(explores, uniform_actions(q_values != -np.inf, rng), q_values.argmax(axis=1))
+        return epsilon_greedy_actions(q_values, self.epsilon(env_steps, episodes), rng)
 
 
 class EZGreedy(Explorer):
@@ -209,8 +225,7 @@ class EpsilonLadder(Explorer):
         self, q_values: NDArray[np.float32], env_steps: int, episodes: int, rng: np.random.Generator
     ) -> NDArray[np.int64]:
         """See :class:`Explorer`."""
-        explores = rng.random(len(q_values)) < self.epsilons(len(q_values))
-        return np.where(explores, uniform_actions(q_values != -np.inf, rng), q_values.argmax(axis=1))
+        return epsilon_greedy_actions(q_values, self.epsilons(len(q_values)), rng)
 
 
 @dataclass(frozen=True)

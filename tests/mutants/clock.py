@@ -75,8 +75,8 @@ CLOCK = (
         id="G4",
         mistake="One random number decides whether all environments explore",
         file="experience/exploration",
-        old="explores = rng.random(len(q_values)) < self.epsilon(env_steps, episodes)",
-        new="explores = rng.random() < self.epsilon(env_steps, episodes)",
+        old="explores = rng.random(len(q_values)) < epsilon",
+        new="explores = rng.random() < epsilon",
         killers=("exploration::test_each_environment_draws_whether_it_explores_for_itself",),
     ),
     Mutant(
