@@ -45,7 +45,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_dqn.cli import DQNCLI, find_config
 from lightning_dqn.collector import ExperienceCollector
 from lightning_dqn.experience.datamodule import ExperienceDataModule
-from lightning_dqn.experience.replay import ReplayBuffer
 from lightning_dqn.ray.actor import Actor, Blueprint, acting_copy
 from lightning_dqn.ray.collector import RayCollector
 from lightning_dqn.ray.messages import Inbox, Message
@@ -294,8 +293,9 @@ def measure(config: str, collector: RayCollector) -> tuple[Costs, Plan]:
 
     data.prepare_data()
     data.open_buffer()
-    has_priorities = type(data.buffer).update_priorities is not ReplayBuffer.update_priorities
-    blueprint = Blueprint(data.without_experience(), acting_copy(module), collector.explorer, 1, (1, 0), has_priorities)
+    blueprint = Blueprint(
+        data.without_experience(), acting_copy(module), collector.explorer, 1, (1, 0), data.buffer.has_priorities
+    )
     actor, messages, steps = Actor(blueprint, 0, 0), [], collector.steps_per_message
     end, began, taken = time.perf_counter() + 3.0, time.thread_time(), 0
     while time.perf_counter() < end:
@@ -351,12 +351,7 @@ def measure(config: str, collector: RayCollector) -> tuple[Costs, Plan]:
 def _store(data: ExperienceDataModule, messages: Sequence[Message]) -> float:
     inbox, began = Inbox(0, data.num_envs), time.thread_time()
     for message in messages:
-        transition = inbox.read(message, data.buffer)
-        if transition is not None:
-            first = data.buffer.count
-            data.buffer.add(transition)
-            if message.td_error is not None:
-                data.buffer.update_priorities(torch.arange(first, data.buffer.count), message.td_error)
+        inbox.store(message, data.buffer)
     return (time.thread_time() - began) / len(messages)
 
 

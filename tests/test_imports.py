@@ -176,7 +176,6 @@ MAY_IMPORT = {
         "ray_cluster",
         "ray_messages",
         "ray_pool",
-        "replay",
         "resume",
         "rewind",
     },

@@ -5,6 +5,7 @@ from torch.utils.data import DataLoader
 
 from lightning_dqn import ReplayBuffer, ReplayDataset, Transition
 from lightning_dqn.experience.n_step import NStepAccumulator
+from lightning_dqn.experience.prioritized import PrioritizedReplayBuffer
 
 DTYPES = [
     "bool",
@@ -402,3 +403,8 @@ def test_it_counts_what_was_ever_stored():
     for stored in (2, 4, 6):
         buffer.add(Transition(seen, np.zeros(2, np.int64), np.zeros(2), np.zeros(2), seen))
         assert (buffer.count, len(buffer)) == (stored, min(stored, 3))
+
+
+def test_only_a_buffer_that_takes_priorities_has_them():
+    assert not ReplayBuffer(10).has_priorities
+    assert PrioritizedReplayBuffer(10).has_priorities

@@ -62,6 +62,11 @@ class ReplayBuffer:
         """Transitions ever stored, which is the name of the next one."""
         return self._count
 
+    @property
+    def has_priorities(self) -> bool:
+        """Whether it cares how surprising transitions are."""
+        return type(self).update_priorities is not ReplayBuffer.update_priorities
+
     def num_bytes(self, observation_shape: Sequence[int], observation_dtype: np.dtype[Any], mask_size: int = 0) -> int:
         """What the storage will take when full, wherever it lies, in bytes.
 

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from lightning_dqn.collector import ExperienceCollector
 from lightning_dqn.experience.datamodule import ExperienceDataModule
 from lightning_dqn.experience.exploration import EpsilonGreedy, Explorer
-from lightning_dqn.experience.replay import ReplayBuffer
 from lightning_dqn.experience.rewind import no_episodes
 from lightning_dqn.ranks import over_ranks
 from lightning_dqn.ray.actor import Actor, Blueprint, acting_copy
@@ -134,8 +133,7 @@ class RayCollector(ExperienceCollector):
             self.explorer,
             self.num_actors * data.world_size,
             (data.seed, data.env_steps),
-            # a buffer that does not care leaves the method as it is
-            type(data.buffer).update_priorities is not ReplayBuffer.update_priorities,
+            data.buffer.has_priorities,
         )
         plan = ray.put(blueprint)
         kind = ray.remote(Actor).options(num_cpus=self.cpus_per_actor, scheduling_strategy="SPREAD")
@@ -195,12 +193,7 @@ class RayCollector(ExperienceCollector):
             self._keep(data, self._inboxes[seat.index], message)
 
     def _keep(self, data: ExperienceDataModule, inbox: Inbox, message: Message) -> None:
-        transition = inbox.read(message, data.buffer)
-        if transition is not None:
-            first = data.buffer.count
-            data.buffer.add(transition)
-            if message.td_error is not None and (finite := message.td_error.isfinite()).any():
-                data.buffer.update_priorities(torch.arange(first, data.buffer.count)[finite], message.td_error[finite])
+        inbox.store(message, data.buffer)
         data.env_steps += message.env_steps * data.world_size
         self.episodes += len(message.episodes)
         self._recent.extend(message.episodes)

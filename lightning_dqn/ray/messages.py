@@ -134,6 +134,21 @@ class Inbox:
         self._num_envs = num_envs
         self._references: NDArray[Any] | None = None
 
+    def store(self, message: Message, buffer: ReplayBuffer) -> None:
+        """Puts the transitions into the buffer, with their first priorities where these are finite.
+
+        Args:
+            message: The next one of this actor.
+            buffer: Where to.
+        """
+        transition = self.read(message, buffer)
+        if transition is None:
+            return
+        first = buffer.count
+        buffer.add(transition)
+        if message.td_error is not None and (finite := message.td_error.isfinite()).any():
+            buffer.update_priorities(torch.arange(first, buffer.count)[finite], message.td_error[finite])
+
     def read(self, message: Message, buffer: ReplayBuffer) -> Transition[NDArray[Any]] | None:
         """Shows the buffer what was observed.
 
