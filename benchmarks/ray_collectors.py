@@ -24,7 +24,6 @@ import gymnasium as gym
 import numpy as np
 import torch
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import Callback as TrainerCallback
 
 from lightning_dqn import DQNLightningModule, ExperienceCollector, ExperienceDataModule, MLPTorso, ReplayBuffer
 from lightning_dqn.ray import RayCollector
@@ -75,7 +74,7 @@ def _work(seconds: float) -> None:
         pass
 
 
-class Stopwatch(TrainerCallback):
+class Stopwatch(Callback):
     """Times iterations, without those at the beginning."""
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:

@@ -76,6 +76,18 @@ class Cluster:
         """Whether the head takes connections, and Ray's process on this machine does."""
         return is_alive(self.address) and is_alive(self._own)
 
+    def require_head(self, cure: str) -> None:
+        """Finds out whether there is still somebody to wait for.
+
+        Args:
+            cure: What goes on once it is started again.
+
+        Raises:
+            HeadLost: If the head, or Ray's process on this machine, is gone.
+        """
+        if not self.is_alive():
+            raise HeadLost(f"Ray's head at {self.address}, or Ray on this machine, is gone; start it, and {cure}")
+
     def require(self, processes: int, each: dict[str, float], what: str) -> None:
         """Finds out whether so many processes fit into the cluster as it is.
 

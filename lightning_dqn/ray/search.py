@@ -13,7 +13,7 @@ from ray.exceptions import RayError
 
 from lightning_dqn.apps.study import Plan
 from lightning_dqn.cli import prepare_process
-from lightning_dqn.ray.head import Cluster, HeadLost
+from lightning_dqn.ray.head import Cluster
 from lightning_dqn.ray.line import open_line, print_said, speaking
 
 _LOOK_EVERY = 1.0  # seconds between two looks at the head
@@ -43,11 +43,7 @@ def on_ray(work: Callable[[Plan], None], plan: Plan, workers: int) -> None:
                 ended, running = ray.wait(running, timeout=_LOOK_EVERY)
                 print_said(line)
                 _say_why(ended)
-                if not cluster.is_alive():
-                    raise HeadLost(
-                        f"Ray's head at {cluster.address}, or Ray on this machine, is gone; start it, and the same "
-                        "command goes on"
-                    )
+                cluster.require_head("the same command goes on")
         except KeyboardInterrupt:
             for each in running:
                 ray.cancel(each)

@@ -22,7 +22,7 @@ from ray.train.v2.torch.torch_trainer import TorchTrainer
 from lightning_dqn.apps.command import Refusal, at_least
 from lightning_dqn.cli import DQNCLI
 from lightning_dqn.collector import ExperienceCollector
-from lightning_dqn.ray.head import Cluster, HeadLost
+from lightning_dqn.ray.head import Cluster
 from lightning_dqn.ray.learners import FieldError, Orders, learn
 from lightning_dqn.ray.line import open_line, print_said
 
@@ -173,11 +173,7 @@ class _Running:
                 if len(self._heard) > told:
                     told += 1
                     self._tell(self._heard[told - 1], told)
-                if not self._cluster.is_alive():
-                    raise HeadLost(
-                        f"Ray's head at {self._cluster.address}, or Ray on this machine, is gone; start it, and go on "
-                        "with --ckpt_path last"
-                    )
+                self._cluster.require_head("go on with --ckpt_path last")
                 print_said(self._line)
                 threading.Event().wait(_LOOK_EVERY)
             print_said(self._line)
