@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 from collections.abc import Sequence
 from enum import IntEnum
 from pathlib import Path
@@ -13,25 +12,25 @@ from typing import Any, Literal, Self, get_args
 import numpy as np
 import torch
 from gymnasium import spaces
-from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import VectorEnv
 from lightning.pytorch import LightningDataModule
 
 from lightning_dqn.experience.atari_scores import ReferenceScores, reference_scores
-from lightning_dqn.experience.autoreset import members_reset_alone
 from lightning_dqn.experience.envs import (
     EnvSource,
     Vectorization,
     Wrapper,
-    close_envs,
+    env_name,
     make_env,
     make_envs,
     resolve_env,
 )
 from lightning_dqn.experience.evaluation import EvaluationEpisodes, EvaluationSchedule
+from lightning_dqn.experience.evaluation_envs import EvaluationEnvs
 from lightning_dqn.experience.n_step import NStepAccumulator
 from lightning_dqn.experience.replay import ReplayBuffer, ReplayDataset
 from lightning_dqn.experience.rows import Place
+from lightning_dqn.experience.settings import check_capacity, check_device, check_range, choose_seed
 from lightning_dqn.experience.stepping import SeededEnvs, episode_seeds
 from lightning_dqn.hparams import save_plain_hyperparameters
 from lightning_dqn.ranks import of_first_rank
@@ -142,7 +141,7 @@ class ExperienceDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         save_plain_hyperparameters(self)
-        _check_range(
+        check_range(
             1,
             _MOST,
             num_envs=num_envs,
@@ -153,9 +152,9 @@ class ExperienceDataModule(LightningDataModule):
             eval_num_envs=eval_num_envs,
             max_eval_steps=max_eval_steps,
         )
-        _check_range(1, _MOST_AT_ONCE, gradient_steps=gradient_steps, eval_episodes=eval_episodes)
-        _check_range(0, _MOST, learning_starts=learning_starts)
-        _check_range(0, math.inf, eval_seed=eval_seed, seed=seed or 0)
+        check_range(1, _MOST_AT_ONCE, gradient_steps=gradient_steps, eval_episodes=eval_episodes)
+        check_range(0, _MOST, learning_starts=learning_starts)
+        check_range(0, math.inf, eval_seed=eval_seed, seed=seed or 0)
         if vectorization not in get_args(Vectorization):
             raise ValueError(f"data.vectorization must be one of {get_args(Vectorization)}, got {vectorization!r}")
         if on_env_error not in get_args(OnEnvError):
@@ -167,9 +166,9 @@ class ExperienceDataModule(LightningDataModule):
         if reward_clip is not None and not 0 < reward_clip < math.inf:
             raise ValueError(f"data.reward_clip must be positive and finite, got {reward_clip}")
         self.buffer = ReplayBuffer() if buffer is None else buffer
-        _check_capacity(self.buffer.capacity, batch_size, num_envs * n_step)
+        check_capacity(self.buffer.capacity, batch_size, num_envs * n_step)
         self.storage_dir = None if storage_dir is None else Path(storage_dir)
-        self.storage_device = _check_device(storage_device)
+        self.storage_device = check_device(storage_device)
         if self.storage_dir is not None and self.storage_device.type != "cpu":
             raise ValueError("data.storage_dir and data.storage_device name two places; choose one")
         resolve_env(env_id)
@@ -195,14 +194,14 @@ class ExperienceDataModule(LightningDataModule):
         self.eval_num_envs = eval_num_envs
         self.max_eval_steps = max_eval_steps
         self.eval_seed = eval_seed
-        self.seed = _choose_seed(seed)
+        self.seed = choose_seed(seed)
         self.env_steps = 0
         self.envs: SeededEnvs | None = None
         self.accumulator = NStepAccumulator(num_envs, n_step, gamma)
         self.dataset: ReplayDataset | None = None
         self.replay_rng: np.random.Generator | None = None
         self._spaces: tuple[spaces.Box, spaces.Discrete] | None = None
-        self._evaluation_envs: VectorEnv[Any, Any, Any] | None = None
+        self._evaluation_envs: EvaluationEnvs | None = None
 
     @property
     def observation_shape(self) -> tuple[int, ...]:
@@ -222,7 +221,7 @@ class ExperienceDataModule(LightningDataModule):
     @property
     def reference_scores(self) -> ReferenceScores | None:
         """What a human and a random agent score in this environment; ``None`` if that is not known."""
-        return reference_scores(_name(self.env_id))
+        return reference_scores(env_name(self.env_id))
 
     @property
     def world_size(self) -> int:
@@ -328,7 +327,7 @@ class ExperienceDataModule(LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """The environment's name and the clock; the replay is saved beside the checkpoint, by the collector."""
-        return {"env_id": _name(self.env_id), "env_steps": self.env_steps}
+        return {"env_id": env_name(self.env_id), "env_steps": self.env_steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes the clock over.
@@ -336,10 +335,10 @@ class ExperienceDataModule(LightningDataModule):
         Raises:
             ValueError: If the checkpoint comes from another environment; names the field.
         """
-        if state_dict["env_id"] != _name(self.env_id):
+        if state_dict["env_id"] != env_name(self.env_id):
             raise ValueError(
                 f"ckpt_path: the checkpoint was trained on {state_dict['env_id']}, but data.env_id is "
-                f"{_name(self.env_id)}; use DQNLightningModule.load_from_checkpoint to take its weights elsewhere"
+                f"{env_name(self.env_id)}; use DQNLightningModule.load_from_checkpoint to take its weights elsewhere"
             )
         self.env_steps = state_dict["env_steps"]
 
@@ -360,7 +359,7 @@ class ExperienceDataModule(LightningDataModule):
         if self.envs is not None:
             self.envs.close()
         if self._evaluation_envs is not None:
-            close_envs(self._evaluation_envs)
+            self._evaluation_envs.close()
         self.envs = self._evaluation_envs = self.replay_rng = None
 
     def without_experience(self) -> Self:
@@ -408,19 +407,11 @@ class ExperienceDataModule(LightningDataModule):
             count = min(self.eval_num_envs, self._eval_share)
             if self.vectorization == "async":  # no more processes than training has
                 count = min(count, self.num_envs)
-            if self.vectorization == "native" and not callable(resolve_env(self.env_id)):
-                self._evaluation_envs = self._open_registered(count)
-            else:
-                self._evaluation_envs = self._make_envs(count, self.vectorization)
-        return self._evaluation_envs
-
-    def _open_registered(self, count: int) -> VectorEnv[Any, Any, Any]:
-        """Native if its members can be reset one by one, else sync: a registered environment has both forms."""
-        envs = self._make_envs(max(count, 2), "native")  # of one alone nothing can be said
-        if members_reset_alone(envs, self.action_mask):
-            return envs
-        envs.close()
-        return self._make_envs(count, "sync")
+            is_registered = not callable(resolve_env(self.env_id))
+            self._evaluation_envs = EvaluationEnvs(
+                self._make_envs, count, self.vectorization, is_registered, self.action_mask
+            )
+        return self._evaluation_envs.open()
 
     def _make_envs(self, count: int, vectorization: Vectorization) -> VectorEnv[Any, Any, Any]:
         return make_envs(self.env_id, count, self.env_kwargs, self.wrappers, vectorization, self.action_mask)
@@ -438,48 +429,3 @@ class ExperienceDataModule(LightningDataModule):
             self._spaces = found  # type: ignore[assignment]
         assert self._spaces is not None
         return self._spaces
-
-
-def _check_range(least: int, most: float, **arguments: int) -> None:
-    for name, value in arguments.items():
-        if value < least:
-            raise ValueError(f"data.{name} must be at least {least}, got {value}")
-        if value > most:
-            raise ValueError(f"data.{name} must be at most {most:,}, got {value}")
-
-
-def _check_device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"data.storage_device: {name!r} is no device: {str(error).splitlines()[0]}") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("data.storage_device: there is no CUDA device here")
-    return device
-
-
-def _check_capacity(capacity: int, batch_size: int, at_once: int) -> None:
-    if batch_size > capacity:
-        raise ValueError(
-            f"data.batch_size ({batch_size}) is larger than the replay buffer (data.buffer.capacity: {capacity})"
-        )
-    if at_once > capacity:
-        raise ValueError(
-            f"data.buffer.capacity ({capacity}) must hold n_step * num_envs = {at_once} transitions, which can arrive "
-            "at once"
-        )
-
-
-def _choose_seed(seed: int | None) -> int:
-    if seed is not None:
-        return seed
-    everywhere = os.environ.get("PL_GLOBAL_SEED")
-    if everywhere is not None:
-        return int(everywhere)
-    return int(np.random.SeedSequence().generate_state(1)[0])
-
-
-def _name(env_id: EnvSource) -> str:
-    if isinstance(env_id, str | EnvSpec):
-        return env_id if isinstance(env_id, str) else env_id.id
-    return getattr(env_id, "__qualname__", type(env_id).__qualname__)

@@ -71,6 +71,17 @@ def resolve_env(env_id: EnvSource) -> EnvSpec | Callable[..., Any]:
     return factory  # type: ignore[no-any-return]
 
 
+def env_name(env_id: EnvSource) -> str:
+    """What an environment is called in checkpoints and messages: its id, or the name of its class or function.
+
+    Args:
+        env_id: See :data:`EnvSource`.
+    """
+    if isinstance(env_id, str | EnvSpec):
+        return env_id if isinstance(env_id, str) else env_id.id
+    return getattr(env_id, "__qualname__", type(env_id).__qualname__)
+
+
 def make_env(
     env_id: EnvSource, kwargs: Mapping[str, Any], wrappers: Sequence[Wrapper] = (), mask_key: str | None = None
 ) -> gym.Env[Any, Any]:
