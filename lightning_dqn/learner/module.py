@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from operator import itemgetter
@@ -16,14 +15,12 @@ from typing import IO, Any, Self
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from lightning_dqn.checkpoint_io import newest_readable
 from lightning_dqn.functional import legal_values
@@ -32,10 +29,11 @@ from lightning_dqn.learner.compiled import CompiledForward, CompiledUpdate, Upda
 from lightning_dqn.learner.heads import ExpectedHead
 from lightning_dqn.learner.metrics import EpisodeMetrics
 from lightning_dqn.learner.networks import HeadFactory, MLPTorso, QNetwork, TorsoFactory
-from lightning_dqn.learner.strategies import why_not
+from lightning_dqn.learner.optimizers import make_lr_scheduler, make_optimizer
+from lightning_dqn.learner.requirements import check_optimizers, check_trainer
 from lightning_dqn.learner.targets import DoubleQLearning, TargetRule, check_that_they_fit
 from lightning_dqn.learner.threads import limit_threads, restore_threads
-from lightning_dqn.learner.watchers import updates_are_watched, watcher
+from lightning_dqn.learner.watchers import updates_are_watched, why_not_compiled
 from lightning_dqn.ranks import of_all_ranks
 from lightning_dqn.rng import restore_shared_random_state, separate_shared_random_state, shared_random_state
 from lightning_dqn.transition import ReplayBatch, Transition
@@ -189,25 +187,15 @@ class DQNLightningModule(LightningModule):
         return legal_values(q_values, action_mask).argmax(dim=1)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The optimizer over the online network alone, and the scheduler if there is one."""
-        with _naming("model.optimizer"):
-            optimizer = self.optimizer_factory(self.online.parameters())
-            for name, value in ((name, value) for group in optimizer.param_groups for name, value in group.items()):
-                if isinstance(value, float) and not math.isfinite(value):
-                    raise ValueError(f"{name} must be finite, got {value}")
-        # a fused optimizer otherwise refuses gradient clipping under mixed precision; the scaler unscales as for any
-        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+        """The optimizer over the online network alone, and the scheduler if there is one.
+
+        Raises:
+            ValueError: If one of their arguments is out of range; names the field.
+        """
+        optimizer = make_optimizer(self.optimizer_factory, self.online.parameters())
         if self.lr_scheduler_factory is None:
             return optimizer
-        with _naming("model.lr_scheduler"):
-            scheduler = self.lr_scheduler_factory(optimizer)
-        if isinstance(scheduler, ReduceLROnPlateau):  # steps on a score, which comes with the validations
-            monitor = getattr(scheduler, "monitor", "val/return")
-            return {
-                "optimizer": optimizer,
-                "lr_scheduler": {"scheduler": scheduler, "interval": "epoch", "monitor": monitor, "strict": False},
-            }
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return {"optimizer": optimizer, "lr_scheduler": make_lr_scheduler(self.lr_scheduler_factory, optimizer)}
 
     def configure_callbacks(self) -> list[Callback]:
         """The collector, and a Ctrl-C that saves: whichever of the two the Trainer was not given."""
@@ -230,24 +218,8 @@ class DQNLightningModule(LightningModule):
         """
         if stage != "fit":
             return
-        trainer = self.trainer
-        scheduled = any(
-            isinstance(callback, GradientAccumulationScheduler) and callback.going_to_accumulate_grad_batches()
-            for callback in trainer.callbacks  # type: ignore[attr-defined]
-        )
-        if trainer.accumulate_grad_batches != 1 or scheduled:
-            raise ValueError(
-                "trainer.accumulate_grad_batches must be 1: a batch already holds the minibatches of "
-                "data.gradient_steps updates; choose a larger data.batch_size instead"
-            )
-        reason = why_not(trainer.strategy)
-        if reason is not None:
-            raise ValueError(f"trainer.strategy: {reason}")
-        if str(trainer.precision) not in ("32-true", "bf16-mixed", "16-mixed"):
-            raise ValueError(
-                f"trainer.precision: {trainer.precision} casts rewards and targets; use 32-true, bf16-mixed or 16-mixed"
-            )
-        separate_shared_random_state(trainer.global_rank)
+        check_trainer(self.trainer)
+        separate_shared_random_state(self.trainer.global_rank)
         # every rank has computed them from the episodes of all
         warnings.filterwarnings("ignore", message=r".*self\.log\('(val/|test/|env_steps).*sync_dist=True")
 
@@ -257,12 +229,7 @@ class DQNLightningModule(LightningModule):
         Raises:
             ValueError: If an optimizer made elsewhere would also move the target network.
         """
-        optimized = {id(p) for o in self.trainer.optimizers for group in o.param_groups for p in group["params"]}
-        if any(id(parameter) in optimized for parameter in self.target.parameters()):
-            raise ValueError(
-                "model.optimizer: this run's optimizer holds the target network as well; choose it by model.optimizer "
-                "and give LightningCLI auto_configure_optimizers=False"
-            )
+        check_optimizers(self.trainer.optimizers, self.target)
         self._threads = limit_threads(self.online)
         self._watched = updates_are_watched(self, DQNLightningModule)
         self._ranks = self.trainer.world_size
@@ -510,16 +477,10 @@ class DQNLightningModule(LightningModule):
 
     def _compile(self) -> CompiledUpdate | None:
         trainer = self.trainer
-        obstacle = watcher(self, DQNLightningModule)
-        if self._ranks > 1:
-            obstacle = f"trainer.strategy ({type(trainer.strategy).__name__}) averages gradients over ranks and"
-        if getattr(trainer.precision_plugin, "scaler", None) is not None:
-            obstacle = f"trainer.precision ({trainer.precision})"
-        if type(self).training_step is not DQNLightningModule.training_step:
-            obstacle = f"model ({type(self).__name__}) has a training_step of its own and"
+        obstacle = why_not_compiled(self, DQNLightningModule)
         try:
             if obstacle is not None:
-                raise ValueError(f"{obstacle} wants to see every gradient step")
+                raise ValueError(obstacle)
             return CompiledUpdate(
                 self.online,
                 self.target,
@@ -544,16 +505,3 @@ class DQNLightningModule(LightningModule):
         for name, value in metrics.compute().items():
             self.log(f"{stage}/{name}", value, prog_bar=name == "return")
         metrics.reset()
-
-
-# what torch calls arguments of its optimizers in its errors, and what they are called
-_CALLED = {"learning rate": "lr", "epsilon": "eps", "beta parameter": "betas"}
-
-
-@contextmanager
-def _naming(field: str) -> Iterator[None]:
-    try:
-        yield
-    except (TypeError, ValueError) as error:
-        called = next((f" ({name})" for words, name in _CALLED.items() if words in str(error)), "")
-        raise ValueError(f"{field}{called}: {error}") from error

@@ -46,6 +46,25 @@ def watcher(module: LightningModule, base: type[LightningModule]) -> str | None:
     return f"model ({type(module).__name__})" if _overrides(module, base, _MODULE_HOOKS) else None
 
 
+def why_not_compiled(module: LightningModule, base: type[LightningModule]) -> str | None:
+    """Why updates cannot be one compiled function; ``None`` if they can.
+
+    Args:
+        module: Attached to its Trainer.
+        base: The class whose own hooks and training step do not count.
+    """
+    trainer = module.trainer
+    if type(module).training_step is not base.training_step:
+        who: str | None = f"model ({type(module).__name__}) has a training_step of its own and"
+    elif getattr(trainer.precision_plugin, "scaler", None) is not None:
+        who = f"trainer.precision ({trainer.precision})"
+    elif trainer.world_size > 1:
+        who = f"trainer.strategy ({type(trainer.strategy).__name__}) averages gradients over ranks and"
+    else:
+        who = watcher(module, base)
+    return None if who is None else f"{who} wants to see every gradient step"
+
+
 def _overrides(instance: object, base: type, hooks: tuple[str, ...]) -> bool:
     # asked of the instance, as LambdaCallback hangs its hooks there
     return any(getattr(getattr(instance, hook), "__func__", None) is not getattr(base, hook) for hook in hooks)
