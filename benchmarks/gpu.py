@@ -36,7 +36,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from numpy.typing import NDArray
 
 from lightning_dqn import ReplayBatch, Transition
-from lightning_dqn.cli import DQNCLI, shipped_configs
+from lightning_dqn.cli import DQNCLI
+from lightning_dqn.shipped import shipped_configs
 
 # arguments, minibatch, and how many updates follow one another: as the papers and configs/env/atari.yaml have it
 PRESETS = {

@@ -42,12 +42,13 @@ import ray
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lightning_dqn.cli import DQNCLI, find_config
+from lightning_dqn.cli import DQNCLI
 from lightning_dqn.collector import ExperienceCollector
 from lightning_dqn.experience.datamodule import ExperienceDataModule
 from lightning_dqn.ray.actor import Actor, Blueprint, acting_copy
 from lightning_dqn.ray.collector import RayCollector
 from lightning_dqn.ray.messages import Inbox, Message
+from lightning_dqn.shipped import find_config
 
 _ACTORS = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1_000, 2_000, 5_000, 10_000]
 _LEAST = 0.1  # of the learner's time that updates get, however many actors there are

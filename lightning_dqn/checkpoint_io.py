@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import shutil
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any, cast
@@ -18,16 +16,21 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from lightning_dqn.files import NewFile, check_space, clean_leftovers, flush_directory, open_regular, sha256, unfinished
+from lightning_dqn.checkpoint_file import (
+    FORMAT_VERSION,
+    CheckpointError,
+    checksums_of,
+    digest,
+    find_checkpoint,
+    generations,
+    is_address,
+    known_checksums,
+    previous_of,
+    read_checkpoint,
+)
+from lightning_dqn.files import NewFile, check_space, clean_leftovers, flush_directory, unfinished
 
-_FORMAT_VERSION = 1
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:(:|//)")
-_INSTANTIATORS = (None, "lightning.pytorch.cli.instantiate_module", "pytorch_lightning.cli.instantiate_module")
 _Accept = Callable[[Mapping[str, Any], Path], str | None]
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that is damaged, or holds what no checkpoint of ours does; the message begins with ``ckpt_path``."""
 
 
 class CrashSafeCheckpointIO(TorchCheckpointIO):
@@ -59,7 +62,7 @@ class CrashSafeCheckpointIO(TorchCheckpointIO):
             path: Where to; an address elsewhere than on this machine is left to Lightning.
             storage_options: Not used.
         """
-        if storage_options is not None or _URL.match(str(path)):
+        if storage_options is not None or is_address(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         place = Path(path)
@@ -101,14 +104,14 @@ class CrashSafeCheckpointIO(TorchCheckpointIO):
             except CheckpointError as error:
                 problems.append(str(error))
             with contextlib.suppress(OSError):
-                self._rejected.add(_digest(candidate))
+                self._rejected.add(digest(candidate))
         if second_best is None:
             raise CheckpointError("; ".join(problems))
         return self._instead(place, *second_best, problems)
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Removes a checkpoint with all that belongs to it, unless what was to replace it could not be saved."""
-        if _URL.match(str(path)):
+        if is_address(path):
             super().remove_checkpoint(path)
             return
         place = Path(path)
@@ -117,7 +120,7 @@ class CrashSafeCheckpointIO(TorchCheckpointIO):
             return
         if place.is_dir():
             shutil.rmtree(place)
-        for file in (place, _checksums_of(place), previous_of(place)):
+        for file in (place, checksums_of(place), previous_of(place)):
             file.unlink(missing_ok=True)
         for other in self._in_place_of.pop(place, []):
             self.remove_checkpoint(other)
@@ -143,15 +146,15 @@ class CrashSafeCheckpointIO(TorchCheckpointIO):
             file.settle()
             # the names first, so that there is no moment at which one of the two checkpoints is unknown to them
             known = [file.sha256, *self._keep(place)]
-            with NewFile(_checksums_of(place)) as names:
-                names.write(json.dumps({"format_version": _FORMAT_VERSION, "sha256": known}).encode())
+            with NewFile(checksums_of(place)) as names:
+                names.write(json.dumps({"format_version": FORMAT_VERSION, "sha256": known}).encode())
 
     def _keep(self, place: Path) -> list[str]:
         """Makes the last checkpoint the one before, if it is good; returns the checksum of the one before, if any."""
-        known = _known(place)
+        known = known_checksums(place)
         for candidate in (place, previous_of(place)):
             with contextlib.suppress(OSError):
-                found = _digest(candidate)
+                found = digest(candidate)
                 if found not in self._rejected and (known is None or found in known):
                     if candidate == place:
                         _duplicate(place, previous_of(place))
@@ -201,32 +204,6 @@ def checkpoint_folders(trainer: Trainer) -> set[Path]:
     return {Path(folder) for folder in folders if folder}
 
 
-def previous_of(path: Path) -> Path:
-    """Where the checkpoint before this one is kept."""
-    return path.with_name(f"{path.stem}.previous{path.suffix}")
-
-
-def generations(path: Path) -> list[Path]:
-    """A checkpoint and the one before it, newest first, as far as they are there."""
-    return [candidate for candidate in (path, previous_of(path)) if candidate.is_file()]
-
-
-def find_checkpoint(path: str | Path) -> Path:
-    """A path to load from.
-
-    Raises:
-        CheckpointError: If it is an address: what comes from elsewhere is to be looked at before it is loaded.
-        FileNotFoundError: If neither it nor the one before it is there.
-    """
-    if _URL.match(str(path)):
-        raise CheckpointError(f"ckpt_path: {path} is an address, not a file; download it first")
-    place = Path(path)
-    place = place.resolve() if place.is_symlink() else place  # as ModelCheckpoint(save_last="link") makes it
-    if not generations(place):
-        raise FileNotFoundError(f"ckpt_path: {path} does not exist")
-    return place
-
-
 def newest_readable(path: str | Path) -> tuple[Path, dict[str, Any]]:
     """A checkpoint, or with a warning the one before, and where it lies: for those who look before the Trainer does.
 
@@ -243,74 +220,9 @@ def newest_readable(path: str | Path) -> tuple[Path, dict[str, Any]]:
     return taken[0], checkpoint
 
 
-def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """Reads one checkpoint, without looking for the one before.
-
-    Args:
-        path: A file; where ``<path>.sha256`` lies beside it, it must be in there.
-        map_location: See :func:`torch.load`.
-
-    Raises:
-        CheckpointError: If it is damaged, holds anything but tensors and plain values, unpacks to more than it is, or
-            asks for a function to be called.
-    """
-    try:
-        known = _known(path)
-        if known is not None and _digest(path) not in known:
-            raise ValueError(f"it is not what was saved, by {_checksums_of(path).name}")
-        _check_archive(path)
-        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
-        if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-            raise ValueError("it holds no state_dict")
-        hyper_parameters = checkpoint.get("hyper_parameters", {})
-        if not isinstance(hyper_parameters, Mapping) or hyper_parameters.get("_instantiator") not in _INSTANTIATORS:
-            raise ValueError("its hyper-parameters name a function to be called")
-    except MemoryError:
-        raise
-    except Exception as error:  # what torch raises over damaged bytes is of every kind
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise CheckpointError(f"ckpt_path: {path} cannot be loaded: {reason}") from error
-    return checkpoint
-
-
 def _full_savers(trainer: Trainer) -> list[ModelCheckpoint]:
     savers = (callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint))
     return [callback for callback in savers if not callback.save_weights_only]
-
-
-def _checksums_of(path: Path) -> Path:
-    # Lightning takes whatever has hpc_ckpt_ in its name for the checkpoint of a SLURM job
-    return path.with_name(f"{path.name.replace('hpc_ckpt_', 'hpc_')}.sha256")
-
-
-def _known(path: Path) -> list[str] | None:
-    """Checksums of a checkpoint and the one before; ``None`` if there are none to compare with."""
-    stem = path.stem.removesuffix(".previous")
-    for owner in (path, path.with_name(f"{stem}{path.suffix}")):
-        try:
-            with open_regular(_checksums_of(owner)) as file:
-                content = json.loads(file.read(2**16))
-            return [str(one) for one in content["sha256"]] if content["format_version"] == _FORMAT_VERSION else None
-        except FileNotFoundError:
-            continue
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-    return None
-
-
-def _digest(path: Path) -> str:
-    with open_regular(path) as file:
-        return sha256(file)
-
-
-def _check_archive(path: Path) -> None:
-    # torch stores without compressing, so whatever would unpack to more than the file was not written by it
-    with zipfile.ZipFile(path) as archive:
-        entries = archive.infolist()
-    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-        raise ValueError("it is compressed, as no checkpoint is")
-    if sum(entry.file_size for entry in entries) > path.stat().st_size:
-        raise ValueError("it would unpack to more than it is")
 
 
 def _duplicate(path: Path, copy: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import re
 import sys
 import warnings
 from pathlib import Path
@@ -18,6 +17,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning_dqn.charts import WandbCharts, run_id_of
 from lightning_dqn.checkpoint_io import newest_readable
 from lightning_dqn.collector import ExperienceCollector
+from lightning_dqn.complaints import in_one_line, what_is_wrong
 from lightning_dqn.curves import LearningCurve
 from lightning_dqn.experience.datamodule import ExperienceDataModule
 from lightning_dqn.hparams import nulls
@@ -25,17 +25,13 @@ from lightning_dqn.learner.module import DQNLightningModule
 from lightning_dqn.learner.strategies import why_not
 from lightning_dqn.loggers import OneCurve, never_stop_training
 from lightning_dqn.ranks import exit_code, of_all_ranks
+from lightning_dqn.shipped import resolve_config_names
 from lightning_dqn.signals import is_interrupted
 from lightning_dqn.video import EpisodeVideo
 from lightning_dqn.watch import ProgressBar, WandbLogger
 
 _INTERRUPTED = 130
 _LAST, _LAST_IF_ANY = "last", "last_if_any"
-_NAMED_FIELD = re.compile(r"(data|model|trainer|collect|schedule|video|ckpt_path|config|environment)\b")
-_INSIDE_OF_A_PARSER = re.compile(
-    r"(Does not validate against|Subtypes:|Errors:|Given value type:|Problem with given class_path|Expected a path but|"
-    r"Given value: (NestedArg|Namespace)\(|Expected a <class 'NoneType'>)"
-)
 _APPS = {"test": "report", "compare": "compare", "tune": "tune", "export": "export", "card": "card"}
 _PICTURES = {"video": EpisodeVideo, "curve": LearningCurve}
 _CHECKPOINTS: dict[str, dict[str, Any]] = {
@@ -226,71 +222,6 @@ class DQNCLI(LightningCLI):
                 print(f"upload to Weights & Biases with: {logger.sync_command}")
 
 
-def resolve_config_names(args: list[str]) -> list[str]:
-    """Replaces the bare names of shipped configurations by their paths.
-
-    Args:
-        args: A command line; the values of ``--config`` and ``-c`` are looked at.
-
-    Raises:
-        ValueError: If a value is neither a file nor the name of a shipped configuration.
-    """
-    resolved: list[str] = []
-    for previous, argument in zip(["", *args], args, strict=False):
-        if previous in ("--config", "-c"):
-            resolved.append(find_config(argument))
-        elif argument.startswith("--config="):
-            resolved.append("--config=" + find_config(argument.removeprefix("--config=")))
-        else:
-            resolved.append(argument)
-    return resolved
-
-
-def find_config(name: str, kind: str = "config") -> str:
-    """Path of a configuration file.
-
-    Args:
-        name: A path, or the name of a shipped file without folder and ending, such as ``cartpole``.
-        kind: ``config``, or ``search`` for what ``tune`` searches.
-
-    Raises:
-        ValueError: If there is no such file; lists the shipped ones.
-    """
-    if Path(name).is_file():
-        return name
-    shipped = shipped_configs(kind)
-    if name not in shipped:
-        raise ValueError(f"{kind}: {name!r} is neither a file nor one of the shipped {', '.join(sorted(shipped))}")
-    return str(shipped[name])
-
-
-def shipped_configs(kind: str = "config") -> dict[str, Path]:
-    """The configurations that come with the package, by bare name.
-
-    Args:
-        kind: ``config``, or ``search`` for what ``tune`` searches.
-    """
-    package = Path(__file__).parent
-    # an installed wheel holds them inside the package, a checkout beside it
-    home = next((path for path in (package / "configs", package.parent / "configs") if path.is_dir()), package)
-    found = sorted(home.rglob("*.yaml"))
-    return {path.stem: path for path in found if (path.parent.name == "search") == (kind == "search")}
-
-
-def in_one_line(message: str) -> str:
-    """What a parser says of a value it does not take: the field's whole name and the reason, without its own inside.
-
-    Args:
-        message: Of jsonargparse, many lines of it.
-    """
-    names = ".".join(re.findall(r'Parser key "([^"]+)":', message))
-    text = re.sub(r"Type \S.* expects a function or a callable class:|Parser key \"[^\"]+\":", "", message)
-    text = re.sub(r"\. Got value: Namespace\(.*", "", text)
-    said = [line.strip(" -") for line in text.splitlines()]
-    said = [line for line in said if line and not _INSIDE_OF_A_PARSER.match(line)]
-    return f"{names}: {'; '.join(dict.fromkeys(said))}" if names else " ".join(message.split())
-
-
 def _last_checkpoint(config: Any, must: bool) -> str | None:
     """The newest full checkpoint among the runs that this configuration's loggers keep together."""
     given = config.get("trainer", {}).get("logger")
@@ -384,16 +315,3 @@ def prepare_process() -> None:
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # where the user's own environments and networks are, as for python -m
-
-
-def what_is_wrong(error: BaseException) -> str | None:
-    """What an error says of a field of the configuration; ``None`` if it is about something else.
-
-    Args:
-        error: Of a command.
-    """
-    cause: BaseException | None = error
-    # the parser wraps what a class of a configuration raised in an error of its own, at length
-    while cause is not None and not _NAMED_FIELD.match(str(cause)):
-        cause = cause.__cause__
-    return None if cause is None else str(cause)

@@ -2,7 +2,7 @@
 
 import yaml
 
-from lightning_dqn.cli import shipped_configs
+from lightning_dqn.shipped import shipped_configs
 
 _FILES = {name: path for name, path in shipped_configs().items() if path.parent.name == "algorithm"}
 

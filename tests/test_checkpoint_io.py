@@ -15,17 +15,13 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 
 from lightning_dqn import DQNLightningModule, ExperienceDataModule, checkpoint_io
+from lightning_dqn.checkpoint_file import CheckpointError, generations, previous_of, read_checkpoint
 from lightning_dqn.checkpoint_io import (
-    CheckpointError,
     CrashSafeCheckpointIO,
     checkpoint_folders,
-    find_checkpoint,
     full_checkpoint,
-    generations,
     install_checkpoint_io,
     newest_readable,
-    previous_of,
-    read_checkpoint,
 )
 
 
@@ -278,11 +274,6 @@ def test_whoever_looks_first_is_told_where_it_lies(saved):
     with pytest.warns(UserWarning, match="Taking the one before"):
         path, checkpoint = newest_readable(saved)
     assert (path, checkpoint["epoch"]) == (previous_of(saved), 1)
-
-
-def test_what_is_not_there_is_said(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"ckpt_path: .* does not exist"):
-        find_checkpoint(tmp_path / "x.ckpt")
 
 
 # -- files that are not ours -------------------------------------------------------------------------------------------

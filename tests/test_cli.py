@@ -13,8 +13,9 @@ from lightning.pytorch.cli import LightningCLI
 from PIL import Image
 
 from lightning_dqn import DQNLightningModule, ExperienceDataModule, LearningCurve, ReplayBuffer
-from lightning_dqn.cli import DQNCLI, find_config, main, resolve_config_names, shipped_configs
+from lightning_dqn.cli import DQNCLI, main
 from lightning_dqn.experience.envs import make_env
+from lightning_dqn.shipped import find_config
 from tests.runs import QUIET, SMALL
 
 SHORT = [
@@ -43,23 +44,6 @@ def steps_of(version: int) -> list[float]:
 def validated(version: int) -> list[float]:
     run = Path(f"runs/cartpole/version_{version}")
     return [float(row["env_steps"]) for row in rows(run) if row["val/return"]]
-
-
-def test_bare_names_become_paths_and_paths_stay(tmp_path):
-    mine = tmp_path / "mine.yaml"
-    mine.write_text("data: {gamma: 0.5}\n")
-    resolved = resolve_config_names(
-        ["fit", "--config", "cartpole", f"--config={mine}", "-c", "dueling", "--x=cartpole"]
-    )
-    assert resolved[2] == str(shipped_configs()["cartpole"])
-    assert resolved[3] == f"--config={mine}"
-    assert resolved[5] == str(shipped_configs()["dueling"])
-    assert resolved[6] == "--x=cartpole"
-
-
-def test_an_unknown_name_lists_the_shipped_ones():
-    with pytest.raises(ValueError, match=r"config: 'cartpool' is neither a file nor one of the shipped .*cartpole"):
-        find_config("cartpool")
 
 
 def test_fit_leaves_metrics_configuration_and_checkpoints_and_says_where(capsys):

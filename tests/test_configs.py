@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lightning_dqn.cli import DQNCLI, find_config, main, shipped_configs
+from lightning_dqn.cli import DQNCLI, main
+from lightning_dqn.shipped import find_config, shipped_configs
 from tests.presets import ALGORITHMS
 
 SMALL = [

@@ -11,7 +11,8 @@ import yaml
 
 from lightning_dqn.apps.space import read_search
 from lightning_dqn.apps.trial import ParsedFit, check
-from lightning_dqn.cli import _APPS, find_config
+from lightning_dqn.cli import _APPS
+from lightning_dqn.shipped import find_config
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = {path.stem: path.read_text() for path in sorted(DOCS.glob("*.md"))}

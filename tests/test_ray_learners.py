@@ -5,7 +5,8 @@ import pytest
 ray = pytest.importorskip("ray")
 
 from lightning_dqn.collector import ExperienceCollector  # noqa: E402
-from lightning_dqn.ray.learners import FieldError, learn  # noqa: E402
+from lightning_dqn.ray.learners import learn  # noqa: E402
+from lightning_dqn.ray.worker import FieldError  # noqa: E402
 
 
 def test_a_folder_that_other_machines_do_not_see_is_named(tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_dqn.cli import shipped_configs
+from lightning_dqn.shipped import shipped_configs
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

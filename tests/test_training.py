@@ -4,7 +4,8 @@ import sys
 
 import pytest
 
-from lightning_dqn.cli import DQNCLI, find_config
+from lightning_dqn.cli import DQNCLI
+from lightning_dqn.shipped import find_config
 from tests.presets import ALGORITHMS
 
 pytestmark = pytest.mark.slow

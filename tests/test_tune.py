@@ -16,8 +16,9 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
 from lightning_dqn.apps.space import read_search
 from lightning_dqn.apps.trial import ParsedFit
-from lightning_dqn.cli import find_config, main
+from lightning_dqn.cli import main
 from lightning_dqn.loggers import read_rows
+from lightning_dqn.shipped import find_config
 from tests.runs import SMALL
 
 optuna = pytest.importorskip("optuna")

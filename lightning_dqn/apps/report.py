@@ -26,7 +26,7 @@ from lightning_dqn.apps.statistics import (
     median,
     optimality_gap,
 )
-from lightning_dqn.checkpoint_io import CheckpointError
+from lightning_dqn.checkpoint_file import CheckpointError
 from lightning_dqn.experience.datamodule import ExperienceDataModule
 from lightning_dqn.files import NewFile
 from lightning_dqn.learner.module import DQNLightningModule

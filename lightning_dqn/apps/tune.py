@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from lightning_dqn.apps.command import Arguments, Refusal, at_least, needed
 from lightning_dqn.apps.space import read_search, shown
 from lightning_dqn.apps.trial import ParsedFit, check, settings
-from lightning_dqn.cli import find_config, resolve_config_names
 from lightning_dqn.files import NewFile
+from lightning_dqn.shipped import find_config, resolve_config_names
 
 if TYPE_CHECKING:
     from optuna import Study

@@ -10,9 +10,10 @@ from pathlib import Path
 import yaml
 
 from lightning_dqn.apps.command import Arguments, Refusal, needed
-from lightning_dqn.cli import DQNCLI, prepare_process, resolve_config_names
+from lightning_dqn.cli import DQNCLI, prepare_process
 from lightning_dqn.cli import main as fit_main
 from lightning_dqn.collector import ExperienceCollector
+from lightning_dqn.shipped import resolve_config_names
 
 _PROGRAM = "python -m lightning_dqn.ray"
 _ACTORS = "--collect.num_actors"

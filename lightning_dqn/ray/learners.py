@@ -6,7 +6,6 @@ import contextlib
 import logging
 import os
 import signal
-import sys
 import tempfile
 import threading
 from collections.abc import Sequence
@@ -20,18 +19,16 @@ from ray.exceptions import RayError
 from ray.train.lightning import RayDDPStrategy, RayLightningEnvironment, prepare_trainer
 
 from lightning_dqn.checkpoint_io import full_checkpoint
-from lightning_dqn.cli import DQNCLI, finish_loggers, prepare_process, what_is_wrong
+from lightning_dqn.cli import DQNCLI, finish_loggers
 from lightning_dqn.collector import ExperienceCollector
+from lightning_dqn.complaints import what_is_wrong
 from lightning_dqn.ray.head import is_alive
 from lightning_dqn.ray.line import speaking
+from lightning_dqn.ray.worker import FieldError, begin_in
 from lightning_dqn.signals import GracefulInterrupt, is_interrupted
 
 _POINTER = "latest.txt"
 _LOOK_EVERY = 0.5  # seconds between two looks at what may end the run
-
-
-class FieldError(ValueError):
-    """A setting that cannot work: trying once more would not help."""
 
 
 class Orders(NamedTuple):
@@ -63,16 +60,8 @@ def learn(orders: dict[str, Any]) -> dict[str, Any]:
         FieldError: If something about the configuration cannot work.
     """
     args, folder, collector, line = Orders(**orders)
-    try:
-        os.chdir(folder)
-    except OSError as error:
-        raise FieldError(
-            f"config: {folder} is not on {os.uname().nodename} ({error.strerror}); start from a folder that all "
-            "machines see"
-        ) from error
-    prepare_process()
+    begin_in(folder)
     logging.getLogger("ray").setLevel(logging.WARNING)
-    sys.argv[1:] = []  # Ray's; LightningCLI warns of arguments given twice
     companion = Companion(line)
     first = ray.train.get_context().get_world_rank() == 0
     code = 0

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +10,9 @@ import ray
 from ray.exceptions import RayError
 
 from lightning_dqn.apps.study import Plan
-from lightning_dqn.cli import prepare_process
 from lightning_dqn.ray.head import Cluster
 from lightning_dqn.ray.line import open_line, print_said, speaking
+from lightning_dqn.ray.worker import begin_in
 
 _LOOK_EVERY = 1.0  # seconds between two looks at the head
 _RETRIES = 3  # of a worker that died; its trial is queued again by whoever looks next
@@ -61,8 +59,6 @@ def _say_why(ended: list[Any]) -> None:
 
 
 def _work(work: Callable[[Plan], None], plan: Plan, folder: str, line: Any) -> None:
-    os.chdir(folder)
-    prepare_process()
-    sys.argv[1:] = []  # Ray's; LightningCLI warns of arguments given twice
+    begin_in(folder)
     with speaking(line):
         work(plan)

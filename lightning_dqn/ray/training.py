@@ -23,8 +23,9 @@ from lightning_dqn.apps.command import Refusal, at_least
 from lightning_dqn.cli import DQNCLI
 from lightning_dqn.collector import ExperienceCollector
 from lightning_dqn.ray.head import Cluster
-from lightning_dqn.ray.learners import FieldError, Orders, learn
+from lightning_dqn.ray.learners import Orders, learn
 from lightning_dqn.ray.line import open_line, print_said
+from lightning_dqn.ray.worker import FieldError
 
 _SETTINGS = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # paths of a configuration are relative to where the command was given

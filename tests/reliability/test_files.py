@@ -15,7 +15,8 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_dqn import ExperienceDataModule
-from lightning_dqn.checkpoint_io import CrashSafeCheckpointIO, generations, previous_of, read_checkpoint
+from lightning_dqn.checkpoint_file import generations, previous_of, read_checkpoint
+from lightning_dqn.checkpoint_io import CrashSafeCheckpointIO
 from lightning_dqn.experience import segments, write_behind
 from lightning_dqn.experience.checkpoint import SnapshotError, load_snapshot, save_snapshot
 from lightning_dqn.experience.rows import HostRows

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lightning_dqn.checkpoint_io import read_checkpoint
+from lightning_dqn.checkpoint_file import read_checkpoint
 from lightning_dqn.cli import main
 from lightning_dqn.loggers import read_rows
 from tests.reliability.test_resume import TIMED, arguments, digest

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_dqn.checkpoint_io import CheckpointError, newest_readable
+from lightning_dqn.checkpoint_file import CheckpointError
+from lightning_dqn.checkpoint_io import newest_readable
 from lightning_dqn.experience.checkpoint import SnapshotError, load_snapshot
 from lightning_dqn.experience.snapshots import SnapshotKeeper
 from tests.test_checkpoint import header, npy, put, rewrite_manifest

@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from lightning_dqn.checkpoint_io import read_checkpoint
+from lightning_dqn.checkpoint_file import read_checkpoint
 from lightning_dqn.cli import DQNCLI
 from tests.reliability.interrupting import Raise, RaiseInStep
 from tests.reliability.test_resume import arguments, fit, rows
