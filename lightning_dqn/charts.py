@@ -13,10 +13,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 
+from lightning_dqn.experience.datamodule import data_of
 from lightning_dqn.experience.evaluation import EvaluationSchedule
 from lightning_dqn.forgiving import Forgiving
 from lightning_dqn.learner.module import DQNLightningModule
-from lightning_dqn.resume import data_of
 from lightning_dqn.video import EpisodeVideo
 
 _BINS = 64

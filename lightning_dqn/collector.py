@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 
 from lightning_dqn.agreement import check_agreement
 from lightning_dqn.checkpoint_io import saves_fully
-from lightning_dqn.experience.datamodule import ExperienceDataModule, RandomStream
+from lightning_dqn.experience.datamodule import ExperienceDataModule, RandomStream, data_of
 from lightning_dqn.experience.exploration import EpsilonGreedy, Explorer, uniform_actions
 from lightning_dqn.experience.faults import EnvironmentFailure
 from lightning_dqn.experience.rewind import EpisodeRecord
 from lightning_dqn.experience.stepping import VectorStep
 from lightning_dqn.ranks import over_ranks
-from lightning_dqn.resume import RunState, data_of
+from lightning_dqn.resume import RunState
 from lightning_dqn.transition import ReplayBatch
 
 _TRIES = 3  # how often in a row the environments are made again without a step that succeeds

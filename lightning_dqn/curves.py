@@ -13,10 +13,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from numpy.typing import NDArray
 
+from lightning_dqn.experience.datamodule import data_of
 from lightning_dqn.files import NewFile
 from lightning_dqn.forgiving import Forgiving
 from lightning_dqn.loggers import Row, read_rows
-from lightning_dqn.resume import data_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

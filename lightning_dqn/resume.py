@@ -20,7 +20,7 @@ from lightning_dqn.checkpoint_io import (
     install_checkpoint_io,
 )
 from lightning_dqn.experience.checkpoint import SnapshotError
-from lightning_dqn.experience.datamodule import ExperienceDataModule
+from lightning_dqn.experience.datamodule import ExperienceDataModule, data_of
 from lightning_dqn.experience.pieces import Saved
 from lightning_dqn.experience.rewind import EpisodeRecord
 from lightning_dqn.experience.snapshots import SnapshotKeeper
@@ -29,12 +29,6 @@ from lightning_dqn.ranks import of_first_rank
 from lightning_dqn.signals import is_interrupted
 
 _WINDOWS, _EPISODES = "windows_", "episodes_"
-
-
-def data_of(trainer: Trainer) -> ExperienceDataModule | None:
-    """The data module to fill; ``None`` when learning from some other dataloader."""
-    data = trainer.datamodule  # type: ignore[attr-defined]
-    return data if isinstance(data, ExperienceDataModule) else None
 
 
 class RunState:

@@ -14,12 +14,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from numpy.typing import NDArray
 
 from lightning_dqn.experience.camera import Camera, encode_gif
-from lightning_dqn.experience.datamodule import ExperienceDataModule
+from lightning_dqn.experience.datamodule import ExperienceDataModule, data_of
 from lightning_dqn.experience.envs import make_env
 from lightning_dqn.experience.evaluation import EvaluationEpisodes, PlayedEpisodes, Policy
 from lightning_dqn.files import NewFile
 from lightning_dqn.forgiving import Forgiving
-from lightning_dqn.resume import data_of
 from lightning_dqn.rng import restore_shared_random_state, shared_random_state
 from lightning_dqn.signals import is_interrupted
 

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, seed_everything
+from torch.utils.data import DataLoader
 
 from lightning_dqn import ExperienceDataModule, ReplayBuffer
 from lightning_dqn.experience.atari_scores import ATARI_57
-from lightning_dqn.experience.datamodule import RandomStream
+from lightning_dqn.experience.datamodule import RandomStream, data_of
 from tests.environments import (
     CHAIN_LENGTH,
     NO_LIMIT,
@@ -581,3 +582,9 @@ def test_a_copy_without_experience_makes_the_same_environments_and_holds_nothing
         assert data.envs is not None
     finally:
         data.close()
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_only_our_data_module_is_filled(own):
+    data = ExperienceDataModule(Chain) if own else DataLoader([])
+    assert data_of(SimpleNamespace(datamodule=data)) is (data if own else None)

@@ -134,9 +134,9 @@ MAY_IMPORT = {
         "stepping",
         "transition",
     },
-    "curves": {"files", "forgiving", "loggers", "resume"},
-    "video": {"camera", "datamodule", "envs", "evaluation", "files", "forgiving", "resume", "rng", "signals"},
-    "charts": {"evaluation", "forgiving", "module", "resume", "video"},
+    "curves": {"datamodule", "files", "forgiving", "loggers"},
+    "video": {"camera", "datamodule", "envs", "evaluation", "files", "forgiving", "rng", "signals"},
+    "charts": {"datamodule", "evaluation", "forgiving", "module", "video"},
     "cli": {
         "charts",
         "checkpoint_io",
@@ -166,7 +166,7 @@ MAY_IMPORT = {
     "tune": {"command", "files", "shipped", "space", "trial"},
     "export": {"command", "datamodule", "files", "module", "report"},
     "card": {"apps", "command", "files", "report", "runs"},
-    "report": {"checkpoint_file", "command", "datamodule", "files", "module", "resume", "runs", "statistics"},
+    "report": {"checkpoint_file", "command", "datamodule", "files", "module", "runs", "statistics"},
     # on the machines of a Ray cluster
     "ray_head": {"command", "ray_cluster"},
     "ray_line": set(),
@@ -197,7 +197,6 @@ MAY_IMPORT = {
         "ray_cluster",
         "ray_messages",
         "ray_pool",
-        "resume",
         "rewind",
     },
 }

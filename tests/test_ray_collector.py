@@ -309,7 +309,7 @@ if __name__ == "__main__":
     model = DQNLightningModule(data.observation_shape, data.num_actions)
     Trainer(
         accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, callbacks=[RayCollector(), Started()],
+        enable_model_summary=False, num_sanity_val_steps=0, callbacks=[RayCollector(), Started()],
     ).fit(model, data)
 """
 

@@ -1,24 +1,16 @@
 import threading
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
-from torch.utils.data import DataLoader
 
 from lightning_dqn import ExperienceCollector, ExperienceDataModule, PrioritizedReplayBuffer
 from lightning_dqn.experience import segments, write_behind
 from lightning_dqn.experience.checkpoint import load_snapshot
-from lightning_dqn.resume import RunState, data_of
+from lightning_dqn.resume import RunState
 from tests.environments import Chain
-
-
-@pytest.mark.parametrize("own", [True, False])
-def test_only_our_data_module_is_filled(own):
-    data = ExperienceDataModule(Chain) if own else DataLoader([])
-    assert data_of(SimpleNamespace(datamodule=data)) is (data if own else None)
 
 
 def test_nothing_is_put_back_that_was_not_loaded():

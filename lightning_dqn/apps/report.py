@@ -27,10 +27,9 @@ from lightning_dqn.apps.statistics import (
     optimality_gap,
 )
 from lightning_dqn.checkpoint_file import CheckpointError
-from lightning_dqn.experience.datamodule import ExperienceDataModule
+from lightning_dqn.experience.datamodule import ExperienceDataModule, data_of
 from lightning_dqn.files import NewFile
 from lightning_dqn.learner.module import DQNLightningModule
-from lightning_dqn.resume import data_of
 
 FILE = "test.json"
 

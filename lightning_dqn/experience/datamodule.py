@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from gymnasium.vector import VectorEnv
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
 
 from lightning_dqn.experience.atari_scores import ReferenceScores, reference_scores
 from lightning_dqn.experience.envs import (
@@ -429,3 +429,9 @@ class ExperienceDataModule(LightningDataModule):
             self._spaces = found  # type: ignore[assignment]
         assert self._spaces is not None
         return self._spaces
+
+
+def data_of(trainer: Trainer) -> ExperienceDataModule | None:
+    """The data module to fill; ``None`` when learning from some other dataloader."""
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    return data if isinstance(data, ExperienceDataModule) else None

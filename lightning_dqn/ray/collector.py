@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from numpy.typing import NDArray
 
 from lightning_dqn.collector import ExperienceCollector
-from lightning_dqn.experience.datamodule import ExperienceDataModule
+from lightning_dqn.experience.datamodule import ExperienceDataModule, data_of
 from lightning_dqn.experience.exploration import EpsilonGreedy, Explorer
 from lightning_dqn.experience.rewind import no_episodes
 from lightning_dqn.ranks import over_ranks
@@ -21,7 +21,6 @@ from lightning_dqn.ray.actor import Actor, Blueprint, acting_copy
 from lightning_dqn.ray.cluster import connect
 from lightning_dqn.ray.messages import Inbox, Message
 from lightning_dqn.ray.pool import ActorPool, Seat
-from lightning_dqn.resume import data_of
 
 
 class RayCollector(ExperienceCollector):
