@@ -63,3 +63,19 @@ def test_an_environment_that_has_no_other_form_is_not_asked_for_one():
     assert isinstance(envs.open(), ChainVector)
     assert made == [(1, "native")]
     envs.close()
+
+
+def test_native_environments_that_are_refused_are_closed():
+    closed = []
+
+    class Within(ChainVector):
+        def close_extras(self, **kwargs):
+            closed.append(self)
+
+    def make(count, vectorization):
+        return Within(count, mode=gym.vector.AutoresetMode.SAME_STEP)
+
+    envs = EvaluationEnvs(make, 2, "native", is_registered=True)
+    with pytest.raises(ValueError, match=r"^data\.vectorization: "):
+        envs.open()
+    assert len(closed) == 1

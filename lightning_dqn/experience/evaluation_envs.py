@@ -59,7 +59,10 @@ class EvaluationEnvs:
     def _native_or_sync(self) -> VectorEnv[Any, Any, Any]:
         """Native if its members can be reset one by one, else sync."""
         envs = self._make(max(self._count, 2), "native")  # of one alone nothing can be said
-        if members_reset_alone(envs, self._mask_key):
-            return envs
-        envs.close()
-        return self._make(self._count, "sync")
+        alone = False
+        try:
+            alone = members_reset_alone(envs, self._mask_key)
+        finally:
+            if not alone:
+                envs.close()
+        return envs if alone else self._make(self._count, "sync")
