@@ -1,5 +1,3 @@
-from functools import partial
-
 import gymnasium as gym
 import pytest
 
@@ -31,15 +29,11 @@ def test_they_are_made_when_asked_for_kept_and_made_anew_once_closed():
 
 
 def test_closing_closes_every_one_of_them():
-    envs = EvaluationEnvs(partial(_make, Counted), 3, "sync", is_registered=False)
+    envs, _ = of(Counted, 3, "sync", is_registered=False)
     Counted.made = Counted.closed = 0
     envs.open()
     envs.close()
     assert (Counted.made, Counted.closed) == (3, 3)
-
-
-def _make(env_id, count, vectorization):
-    return make_envs(env_id, count, {}, (), vectorization)
 
 
 @pytest.mark.parametrize("count", [1, 3])
