@@ -1,7 +1,8 @@
 """Trains a shipped configuration with several seeds; prints each seed's last score and draws the learning curve.
 
 Every run is the plain command in a process of its own, and its score that of its *last* weights. A run that is already
-in the folder is not repeated, so an interrupted benchmark goes on.
+in the folder is not repeated and one that was interrupted goes on from its last checkpoint; how long that one took as a
+whole is not known (nan).
 
     python benchmarks/learning_curve.py
     python benchmarks/learning_curve.py --config acrobot --threshold -100 --seeds 5
@@ -30,18 +31,21 @@ def train(config: str, seed: int, folder: Path, more: list[str], name: str | Non
     """Runs one seed, unless it is in the folder already, under ``name`` and its seed.
 
     Returns:
-        Environment steps and validation returns of its evaluations, and the seconds the whole command took.
+        Environment steps and validation returns of its evaluations, and the seconds the whole command took, NaN if it
+        was interrupted.
     """
     run = folder / f"{name or config}-{seed}"
     if not (run / "seconds").exists():
+        goes_on = (run / "checkpoints").exists()
         logger = f"{{class_path: CSVLogger, init_args: {{save_dir: {folder}, name: {run.name}, version: ''}}}}"
         command = [sys.executable, "-m", "lightning_dqn", "fit", "--config", config, "--seed_everything", str(seed)]
-        command += ["--trainer.logger", logger, "--trainer.enable_progress_bar", "false", *more]
+        command += ["--trainer.logger", logger, "--trainer.enable_progress_bar", "false"]
+        command += ["--ckpt_path", "last_if_any", *more]
         start = time.monotonic()
         ended = subprocess.run(command, capture_output=True, text=True, check=False)
         if ended.returncode:
             raise SystemExit(ended.stderr)
-        (run / "seconds").write_text(str(time.monotonic() - start))
+        (run / "seconds").write_text("nan" if goes_on else str(time.monotonic() - start))
     with (run / "metrics.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row.get("val/return")]
     steps = np.array([float(row["env_steps"]) for row in rows])

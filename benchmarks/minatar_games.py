@@ -1,8 +1,8 @@
 """MinAtar by DQN and by Rainbow: learning curves of several seeds, and their interquartile means.
 
 Every run is the plain command in a process of its own. The score of a seed is the mean of 100 greedy episodes with the
-*last* weights. A run that is already in the folder is not repeated, so an interrupted benchmark goes on; runs that are
-not there yet are left out of the table with ``--have``.
+*last* weights. A run that is already in the folder is not repeated and one that was interrupted goes on from its last
+checkpoint; runs that are not there yet are left out of the table with ``--have``.
 
     python benchmarks/minatar_games.py
     python benchmarks/minatar_games.py --games Breakout --algorithms dqn --seeds 1
@@ -69,7 +69,7 @@ def main() -> None:
             curves[algorithm] = [(steps, returns) for steps, returns, _ in runs]
             scores = np.array([returns[-1] for _, returns, _ in runs])
             estimated = estimate(interquartile_mean, scores[:, None])
-            steps, speed = runs[0][0][-1], np.median([steps[-1] / seconds for steps, _, seconds in runs])
+            steps, speed = runs[0][0][-1], np.nanmedian([steps[-1] / seconds for steps, _, seconds in runs])
             iqm, interval = f"{estimated.value:.1f}", estimated.interval()
             seeds = ", ".join(f"{score:.1f}" for score in scores)
             print(
