@@ -22,7 +22,7 @@ from lightning_dqn.curves import LearningCurve
 from lightning_dqn.experience.datamodule import ExperienceDataModule
 from lightning_dqn.hparams import nulls
 from lightning_dqn.learner.module import DQNLightningModule
-from lightning_dqn.learner.strategies import why_not
+from lightning_dqn.learner.strategies import check_strategy
 from lightning_dqn.loggers import OneCurve, never_stop_training
 from lightning_dqn.ranks import exit_code, of_all_ranks
 from lightning_dqn.shipped import resolve_config_names
@@ -149,9 +149,8 @@ class DQNCLI(LightningCLI):
         if not bars and config.get("enable_progress_bar") is not False:
             callbacks = [*callbacks, ProgressBar()]
         trainer: Trainer = super()._instantiate_trainer(config, [*callbacks, WandbCharts(), OneCurve()])
-        reason = why_not(trainer.strategy) if self.config.get("subcommand") == "fit" else None
-        if reason is not None:  # before there are processes, each of which would say so
-            raise ValueError(f"trainer.strategy: {reason}")
+        if self.config.get("subcommand") == "fit":
+            check_strategy(trainer.strategy)  # before there are processes, each of which would say so
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger) and self._wandb_run is not None:
                 logger.go_on_with(self._wandb_run)

@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch import nn
 from torch.optim import Optimizer
 
-from lightning_dqn.learner.strategies import why_not
+from lightning_dqn.learner.strategies import check_strategy
 
 _PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
@@ -32,9 +32,7 @@ def check_trainer(trainer: Trainer) -> None:
             "trainer.accumulate_grad_batches must be 1: a batch already holds the minibatches of "
             "data.gradient_steps updates; choose a larger data.batch_size instead"
         )
-    reason = why_not(trainer.strategy)
-    if reason is not None:
-        raise ValueError(f"trainer.strategy: {reason}")
+    check_strategy(trainer.strategy)
     if str(trainer.precision) not in _PRECISIONS:
         raise ValueError(
             f"trainer.precision: {trainer.precision} casts rewards and targets; use 32-true, bf16-mixed or 16-mixed"

@@ -5,23 +5,25 @@ from __future__ import annotations
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy, Strategy
 
 
-def why_not(strategy: Strategy) -> str | None:
-    """Why a strategy is refused; ``None`` if it is not.
+def check_strategy(strategy: Strategy) -> None:
+    """Refuses a strategy under which the updates would not be what they seem.
 
     Args:
         strategy: Of the Trainer.
+
+    Raises:
+        ValueError: Naming the setting.
     """
     name = type(strategy).__name__
     supported = isinstance(strategy, SingleDeviceStrategy | DDPStrategy)
     if not supported or isinstance(strategy, DeepSpeedStrategy):
-        return (
-            f"{name} is not supported; a Q-network is small and acting would gather its shards at every step. Use one "
-            "device or ddp"
+        raise ValueError(
+            f"trainer.strategy: {name} is not supported; a Q-network is small and acting would gather its shards at "
+            "every step. Use one device or ddp"
         )
     method = getattr(strategy, "_start_method", "popen")
     if method != "popen":
-        return (
-            f"{name} by {method} is not supported; what such processes have collected is lost when they end. Use ddp, "
-            "from a script"
+        raise ValueError(
+            f"trainer.strategy: {name} by {method} is not supported; what such processes have collected is lost when "
+            "they end. Use ddp, from a script"
         )
-    return None
