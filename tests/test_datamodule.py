@@ -445,14 +445,6 @@ def test_a_killed_environment_process_ends_the_run_with_an_error_rather_than_han
     assert output.split() == ["raised", "True", "left", "0"] * 2
 
 
-def test_evaluation_environments_of_a_native_run_reset_one_by_one_if_they_are_registered():
-    data = small("CartPole-v1", vectorization="native", eval_episodes=5, eval_num_envs=3)
-    with closing(data):
-        envs = next(iter(data.val_dataloader())).envs()
-        assert isinstance(envs, gym.vector.SyncVectorEnv)
-        assert envs.num_envs == 3
-
-
 @pytest.mark.parametrize("eval_num_envs", [1, 3])
 def test_evaluation_of_a_native_run_is_native_where_members_reset_one_by_one(eval_num_envs):
     data = small("Chain-v0", vectorization="native", eval_episodes=5, eval_num_envs=eval_num_envs)
