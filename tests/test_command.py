@@ -1,10 +1,11 @@
 """What the commands beside Lightning's have in common."""
 
+import logging
 import sys
 
 import pytest
 
-from lightning_dqn.apps.command import Arguments, Refusal, at_least, needed
+from lightning_dqn.apps.command import Arguments, Refusal, at_least, errors_only, needed
 from lightning_dqn.cli import main
 
 
@@ -32,6 +33,23 @@ def test_a_library_that_is_not_there_is_named_with_the_command_that_brings_it(mo
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(Refusal, match=r'^optuna is not installed: python -m pip install "lightning-dqn\[search\]"$'):
         needed("optuna", "search")
+
+
+@errors_only("tests.loud")
+def say_and_fail(loud, other):
+    loud.warning("not heard")
+    loud.error("an error")
+    other.info("another")
+    raise ZeroDivisionError
+
+
+def test_loggers_are_quiet_for_a_while_and_then_as_before(caplog):
+    loud, other = logging.getLogger("tests.loud"), logging.getLogger("tests.other")
+    caplog.set_level(logging.INFO, "tests")
+    with pytest.raises(ZeroDivisionError):
+        say_and_fail(loud, other)
+    loud.info("heard again")
+    assert caplog.messages == ["an error", "another", "heard again"]
 
 
 def test_a_refusal_is_the_last_line_and_no_traceback(tmp_path):

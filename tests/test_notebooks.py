@@ -87,9 +87,7 @@ def run():
     return lambda name, folder, **parameters: execute.run(FOLDER / f"{name}.ipynb", folder, **parameters)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] if name[:2] in ("03", "04") else []) for name in NOTEBOOKS]
-)
+@pytest.mark.parametrize("name", NOTEBOOKS)
 def test_it_runs_from_top_to_bottom_when_everything_is_as_small_as_can_be(name, run, tmp_path):
     short = run(name, tmp_path, **SHORT[name])
     assert kinds(short) == kinds(committed(name))

@@ -114,7 +114,11 @@ class Priorities(PrioritizedReplayBuffer, RecordingBuffer):
 @on_ray
 @pytest.mark.parametrize(
     ("source", "n_step", "prioritized"),
-    [("sync, masked", 3, False), ("sync, in pictures", 1, False), ("sync", 3, True)],
+    [
+        pytest.param("sync, masked", 3, False, marks=pytest.mark.slow),
+        pytest.param("sync, in pictures", 1, False, marks=pytest.mark.slow),
+        ("sync", 3, True),
+    ],
 )
 def test_every_step_that_is_received_starts_one_row_and_every_row_is_exact(
     make_trainer, make_model, tmp_path, source, n_step, prioritized
@@ -147,6 +151,7 @@ def test_every_step_that_is_received_starts_one_row_and_every_row_is_exact(
         assert len(set(errors.tolist())) > 100
 
 
+@pytest.mark.slow
 @on_ray
 def test_a_slow_learner_is_waited_for(make_trainer, make_model, tmp_path):
     class Slow(Callback):
@@ -207,6 +212,7 @@ def test_fifty_actors_are_killed(make_trainer, make_model, tmp_path):
     kill_actors(make_trainer, make_model, tmp_path, count=50, every=10)
 
 
+@pytest.mark.slow
 @on_ray
 def test_a_resumed_run_goes_on_with_what_was_received(make_trainer, make_model, tmp_path, recwarn):
     def fit(collector, max_epochs, **kwargs):
@@ -242,6 +248,7 @@ def test_a_resumed_run_goes_on_with_what_was_received(make_trainer, make_model, 
     assert_rows_are_right(data.buffer.all_added, 3)
 
 
+@pytest.mark.slow
 @on_ray
 def test_how_old_weights_were_is_logged(make_trainer, make_model, tmp_path):
     data = make_data("CartPole-v1", gamma=0.99)
@@ -266,6 +273,7 @@ class Broken(Chain):
         return super().step(action)
 
 
+@pytest.mark.slow
 @on_ray
 @pytest.mark.parametrize("what", ["raise", "restart"])
 def test_environments_that_break_down_end_the_run_with_their_error(make_trainer, make_model, what):

@@ -46,6 +46,7 @@ def latest(folder):
     return sorted(folder.glob("runs/small/version_*/checkpoints/latest.ckpt"))
 
 
+@pytest.mark.slow
 def test_two_machines_learn_one_network_from_two_experiences(whole):
     first, second = ranks(whole)
     assert first["node"] != second["node"]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
+import logging
+from collections.abc import Iterator
 from types import ModuleType
 from typing import NoReturn
 
@@ -59,3 +62,20 @@ def needed(module: str, extra: str) -> ModuleType:
     except ModuleNotFoundError as missing:
         package = (missing.name or module).partition(".")[0]
         raise Refusal(f'{package} is not installed: python -m pip install "lightning-dqn[{extra}]"') from missing
+
+
+@contextlib.contextmanager
+def errors_only(*loggers: str) -> Iterator[None]:
+    """Keeps what is less than an error out of the log, and then lets it in again.
+
+    Args:
+        loggers: Their names.
+    """
+    levels = {logger: logger.level for logger in map(logging.getLogger, loggers)}
+    try:
+        for logger in levels:
+            logger.setLevel(logging.ERROR)
+        yield
+    finally:
+        for logger, level in levels.items():
+            logger.setLevel(level)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lightning_dqn.apps.command import Arguments, Refusal, needed
+from lightning_dqn.apps.command import Arguments, Refusal, errors_only, needed
 from lightning_dqn.apps.report import load
 from lightning_dqn.experience.datamodule import ExperienceDataModule
 from lightning_dqn.files import NewFile, scratch_directory
@@ -96,7 +95,7 @@ def export(module: DQNLightningModule, observed: NDArray[Any], output: Path) -> 
     with scratch_directory(output.absolute()) as scratch:
         path = scratch / output.name
         try:
-            with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), _silent():
+            with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), errors_only("torch.onnx"):
                 warnings.simplefilter("ignore")  # of the exporter's own inside
                 write(policy, torch.from_numpy(observed[:2]), path)
                 run = read(path)
@@ -166,15 +165,6 @@ def _to_pt2(policy: Policy, example: Tensor, path: Path) -> None:
 def _from_pt2(path: Path) -> Callable[[NDArray[Any]], NDArray[np.float32]]:
     module = torch.export.load(path).module()
     return lambda observation: module(torch.from_numpy(observation)).detach().numpy()
-
-
-@contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    yield
-    logger.setLevel(level)
 
 
 _FORMATS = {".onnx": (_to_onnx, _from_onnx), ".pt2": (_to_pt2, _from_pt2)}

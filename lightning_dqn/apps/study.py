@@ -7,7 +7,6 @@ settings (``RetryHeartbeatStaleTrialCallback``).
 from __future__ import annotations
 
 import json
-import logging
 import time
 import warnings
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from lightning_dqn.apps.command import Refusal
+from lightning_dqn.apps.command import Refusal, errors_only
 from lightning_dqn.apps.space import Domain, Search, Value, shown
 from lightning_dqn.apps.trial import fit, settings
 
@@ -113,9 +112,12 @@ def work(plan: Plan) -> None:
     Args:
         plan: What to do.
     """
-    study, lock = open_study(plan), plan.lock
-    for logger in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(logger).setLevel(logging.ERROR)
+    with errors_only("lightning.pytorch", "lightning.fabric"):
+        _work(open_study(plan), plan)
+
+
+def _work(study: optuna.Study, plan: Plan) -> None:
+    lock = plan.lock
     while True:
         # between a worker's look at how many trials there are and its taking one nobody else may look
         with lock:
