@@ -54,6 +54,7 @@ MAY_IMPORT = {
     "strategies": set(),
     "requirements": {"strategies"},
     "optimizers": set(),
+    "averages": set(),
     # the learner
     "distributions": {"functional"},
     "targets": {"distributions", "functional", "transition"},
@@ -71,6 +72,7 @@ MAY_IMPORT = {
     "graphs": {"capture"},
     "compiled": {"adam", "graphs", "transition"},
     "module": {
+        "averages",
         "checkpoint_io",
         "compiled",
         "functional",

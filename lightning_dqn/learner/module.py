@@ -25,6 +25,7 @@ from torch.optim import Optimizer
 from lightning_dqn.checkpoint_io import newest_readable
 from lightning_dqn.functional import legal_values
 from lightning_dqn.hparams import save_plain_hyperparameters
+from lightning_dqn.learner.averages import keep_averages
 from lightning_dqn.learner.compiled import CompiledForward, CompiledUpdate, Update, say_why
 from lightning_dqn.learner.heads import ExpectedHead
 from lightning_dqn.learner.metrics import EpisodeMetrics
@@ -443,7 +444,11 @@ class DQNLightningModule(LightningModule):
         ]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the number of gradient steps, on which the target network's moves depend, and the shared generators."""
+        """Adds the number of gradient steps, on which the target network's moves depend, and the shared generators.
+
+        Averages that a callback makes of the weights are saved in their place, also where weights alone are.
+        """
+        keep_averages(self.trainer, self, checkpoint)
         checkpoint["gradient_steps"] = self.gradient_steps
         checkpoint["random_state"] = shared_random_state()
         if self._ranks > 1:  # one rank writes for all
