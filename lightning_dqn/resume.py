@@ -104,8 +104,11 @@ class RunState:
         replay, problem = None, "another rank could not write"
         (home, _), rank = full_checkpoint(trainer), trainer.global_rank
         step = of_first_rank(trainer, data.env_steps)
+        progress = trainer.global_step, counters["iterations"]
         try:
-            replay = self._snapshots.save(home, step, rank, arrays, meta, data.buffer.rings(), is_interrupted(trainer))
+            replay = self._snapshots.save(
+                home, step, rank, arrays, meta, data.buffer.rings(), is_interrupted(trainer), progress
+            )
         except OSError as error:
             problem = str(error)
         if not trainer.strategy.reduce_boolean_decision(replay is not None):

@@ -104,6 +104,40 @@ def test_there_is_a_thread_only_where_the_replay_is_going_to_be_saved(
     assert not list(tmp_path.rglob("*.tmp"))
 
 
+def test_iterations_without_a_step_have_replays_of_their_own(make_trainer, make_model, tmp_path):
+    """Four environments and a step each iteration: only every fourth iteration takes one."""
+    found = []
+
+    class SaveTwice(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if batch_idx in (1, 2):
+                trainer.save_checkpoint(tmp_path / f"{batch_idx}.ckpt")
+                arrays = {name: array.copy() for name, array in data.buffer.state_arrays().items()}
+                found.append((data.env_steps, arrays, data.dataset.rng.bit_generator.state))
+
+    buffer = PrioritizedReplayBuffer(70)
+    data = ExperienceDataModule(
+        "CartPole-v1",
+        num_envs=4,
+        train_frequency=1,
+        buffer=buffer,
+        learning_starts=8,
+        batch_size=4,
+        steps_per_epoch=12,
+        seed=0,
+    )
+    make_trainer(callbacks=[ExperienceCollector(), SaveTwice()], limit_val_batches=0).fit(make_model(data), data)
+    (steps, first, _), (later, second, generator) = found
+    assert steps == later
+    assert any(not np.array_equal(first[name], second[name]) for name in first)
+    replay = torch.load(tmp_path / "2.ckpt", weights_only=True)["replay"]
+    arrays, meta = load_snapshot(tmp_path / replay["name"] / "rank0")
+    assert meta["rngs"]["replay"] == generator
+    for name, array in second.items():
+        if name in arrays:
+            assert np.array_equal(arrays[name], array), name
+
+
 def test_a_checkpoint_that_somebody_asks_for_begins_it_and_those_after_the_end_do_not(
     make_trainer, make_model, tmp_path, small_segments
 ):

@@ -16,8 +16,8 @@ from lightning_dqn.experience.snapshots import SnapshotKeeper
 from tests.test_frames import Recorder
 
 
-def save(keeper, home, env_steps, value=0, rank=0):
-    return keeper.save(home, env_steps, rank, {"x": np.full(3, value)}, {"value": value})
+def save(keeper, home, env_steps, value=0, rank=0, progress=()):
+    return keeper.save(home, env_steps, rank, {"x": np.full(3, value)}, {"value": value}, progress=progress)
 
 
 def names(home):
@@ -57,6 +57,18 @@ def test_one_moment_has_one_snapshot(tmp_path):
     first = save(keeper, tmp_path, 10, 1)
     assert save(keeper, tmp_path, 10, 2) == first
     assert SnapshotKeeper().load(first, tmp_path, 0)[1] == {"value": 1}
+
+
+def test_moments_of_equally_many_steps_have_snapshots_of_their_own(tmp_path):
+    keeper = SnapshotKeeper()
+    moments = [(10, 1), (10, 2), (10, 2), (11, 3), (20, 4)]
+    saved = [save(keeper, tmp_path, steps, k, progress=(k,)) for steps, k in moments]
+    assert [replay["name"] for replay in saved] == [f"replay/{name}" for name in (10, 11, 11, 12, 20)]
+    for _ in range(2):
+        again = SnapshotKeeper()
+        assert again.load(save(again, tmp_path, 30, 1, progress=(5,)), tmp_path, 0)[1] == {"value": 1}
+        # the one that was loaded is of a moment that nobody knows
+        assert save(again, tmp_path, 30, 2, progress=(6,))["name"] == "replay/31"
 
 
 def test_another_runs_snapshot_of_the_same_name_is_replaced_and_its_checkpoint_notices(tmp_path):

@@ -48,6 +48,7 @@ class SnapshotKeeper:
         self._own: set[str] = set()
         self._needed: list[str] = []
         self._found: tuple[Path, Snapshot] | None = None
+        self._last: tuple[int, tuple[int, ...] | None] | None = None  # name and moment of the one before
         self._unwritten: str | None = None  # the one from the present store whose checkpoint may still fail
 
     def begin(self, home: Path, rank: int, rings: Mapping[str, Rows], held: Path | None) -> None:
@@ -89,18 +90,21 @@ class SnapshotKeeper:
         meta: Mapping[str, Any],
         rings: Mapping[str, Rows] | None = None,
         hurry: bool = False,
+        progress: tuple[int, ...] = (),
     ) -> dict[str, str]:
         """Writes a snapshot.
 
         Args:
             home: Where the checkpoints are.
-            env_steps: By which it is named; one of this run that has the name already is left as it is.
+            env_steps: By which it is named, with a number that is a little higher where the one before has this name.
             rank: Of the process whose replay it is.
             arrays: See :func:`~lightning_dqn.experience.checkpoint.save_snapshot`.
             meta: See there.
             rings: See there.
             hurry: Whether to share files with the last snapshot rather than write what the next one lacks; for the
                 last save of a run that has seconds left.
+            progress: What else tells this moment of the run from others; iterations may pass without a step. If it is
+                the moment of the one before, that is left as it is.
 
         Returns:
             What a checkpoint needs to find it again.
@@ -108,7 +112,7 @@ class SnapshotKeeper:
         Raises:
             OSError: If it does not fit on the disk or cannot be written; nothing is left of it then.
         """
-        step = str(env_steps)
+        step = self._name(env_steps, (env_steps, *progress))
         parent = home / _FOLDER / step
         if rank == 0:
             for other in self._own.difference(self._needed, [step]):
@@ -165,8 +169,8 @@ class SnapshotKeeper:
         directory = (beside if (beside / folder).is_dir() else Path(home)) / folder
         if self._found is None or self._found[0] != directory:
             self._found = directory, load_snapshot(directory, checksum if rank == 0 else None)
-        self._needed = [Path(name).name]
-        self._own = set(self._needed)
+        step = Path(name).name
+        self._needed, self._own, self._last = [step], {step}, (int(step), None)
         return self._found[1]
 
     def release(self) -> Path | None:
@@ -183,6 +187,13 @@ class SnapshotKeeper:
             clean_leftovers(parent)
             with contextlib.suppress(OSError):
                 parent.rmdir()  # which only an empty one allows
+
+    def _name(self, env_steps: int, moment: tuple[int, ...]) -> str:
+        if self._last is None:
+            self._last = env_steps, moment
+        elif self._last[1] != moment:
+            self._last = max(env_steps, self._last[0] + 1), moment
+        return str(self._last[0])
 
     @contextlib.contextmanager
     def _paused(self) -> Iterator[WriteBehind | None]:
