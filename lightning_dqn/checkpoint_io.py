@@ -191,11 +191,24 @@ def saves_fully(trainer: Trainer) -> bool:
 
 
 def full_checkpoint(trainer: Trainer) -> tuple[Path, str]:
-    """The folder of a run's full checkpoints, beside which its replay is kept, and the name of the latest of them."""
-    callback = min(_full_savers(trainer), key=lambda callback: callback.monitor is not None, default=None)
+    """The folder of a run's full checkpoints, beside which its replay is kept, and a name for one more of them.
+
+    It is the name that the run's own have, unless theirs change as it goes on (``{epoch}``): then it is ``latest``.
+    """
+    callback = _full_saver(trainer)
     if callback is None:
         return Path(trainer.default_root_dir), "latest"
-    return Path(callback.dirpath or trainer.default_root_dir), callback.filename or "latest"
+    name = "latest" if _varies(callback) else str(callback.filename)
+    return Path(callback.dirpath or trainer.default_root_dir), name
+
+
+def written_checkpoint(trainer: Trainer) -> Path:
+    """Where a run's last full checkpoint is, or will be if there is none yet."""
+    callback = _full_saver(trainer)
+    if callback is not None and _varies(callback) and callback.best_model_path:
+        return Path(callback.best_model_path)
+    folder, name = full_checkpoint(trainer)
+    return folder / f"{name}.ckpt"
 
 
 def checkpoint_folders(trainer: Trainer) -> set[Path]:
@@ -218,6 +231,14 @@ def newest_readable(path: str | Path) -> tuple[Path, dict[str, Any]]:
 
     checkpoint = CrashSafeCheckpointIO(note).load_checkpoint(path)
     return taken[0], checkpoint
+
+
+def _full_saver(trainer: Trainer) -> ModelCheckpoint | None:
+    return min(_full_savers(trainer), key=lambda callback: callback.monitor is not None, default=None)
+
+
+def _varies(callback: ModelCheckpoint) -> bool:
+    return callback.filename is None or "{" in callback.filename
 
 
 def _full_savers(trainer: Trainer) -> list[ModelCheckpoint]:

@@ -53,6 +53,7 @@ class GracefulInterrupt(Callback):
         self._ends_process = False
         self._period: int | None = None
         self._limit: int | float | None = None
+        self._least: tuple[int | None, int | None] | None = None
         self._agreement = _Agreement()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -167,6 +168,9 @@ class GracefulInterrupt(Callback):
         self.interrupted = trainer.should_stop = True
         self._ends_process = number == signal.SIGTERM
         self._limit, trainer.limit_val_batches = trainer.limit_val_batches, 0  # a stop would validate
+        loop = trainer.fit_loop
+        self._least = loop.min_epochs, loop.epoch_loop.min_steps  # which would have the Trainer go on
+        loop.min_epochs = loop.epoch_loop.min_steps = None
 
     def _put_back(self, trainer: Trainer) -> None:
         for number, handler in self._previous.items():
@@ -176,6 +180,9 @@ class GracefulInterrupt(Callback):
             trainer.check_val_every_n_epoch, self._period = self._period, None
         if self._limit is not None:
             trainer.limit_val_batches, self._limit = self._limit, None
+        if self._least is not None:
+            trainer.fit_loop.min_epochs, trainer.fit_loop.epoch_loop.min_steps = self._least
+            self._least = None
 
 
 class _Agreement:

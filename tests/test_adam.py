@@ -94,6 +94,15 @@ def test_it_goes_on_from_a_state_that_was_restored():
     assert all(torch.equal(one, two) for one, two in zip(whole.parameters, resumed.parameters, strict=True))
 
 
+def test_a_restored_step_count_goes_where_the_parameters_are():
+    parameter = torch.nn.Parameter(torch.empty(2, device="meta"))
+    optimizer = torch.optim.Adam([parameter])
+    moment = torch.zeros(2, device="meta")
+    optimizer.state[parameter] = {"step": torch.tensor(3.0), "exp_avg": moment, "exp_avg_sq": moment.clone()}
+    assert {tensor.device.type for tensor in AdamInGraph(optimizer).state} == {"meta"}
+    assert optimizer.state[parameter]["step"].device.type == "meta"
+
+
 def test_groups_have_settings_and_rates_of_their_own():
     def build(parameters):
         first, *others = parameters

@@ -72,6 +72,18 @@ def test_random_numbers_are_not_used_up_by_recording_and_go_on(recorder, device)
     assert found == [draw(shape)[0].tolist() for _ in range(3)]
 
 
+def test_an_attempt_to_record_that_fails_leaves_no_trace():
+    class Refuses(Again):
+        def record(self, run):
+            run()
+            raise RuntimeError("not while recording")
+
+    weight, count = torch.tensor([1.0, 2.0]), torch.tensor(7)
+    with pytest.raises(RuntimeError, match="not while recording"):
+        Captured(step, [weight, count, torch.tensor([10, 20])], 2, Refuses())
+    assert (weight.tolist(), count.item()) == ([1.0, 2.0], 7)
+
+
 def test_what_cannot_be_run_cannot_be_recorded():
     def fail(number):
         raise RuntimeError("no kernel for this")

@@ -22,6 +22,7 @@ from lightning_dqn.checkpoint_io import (
     full_checkpoint,
     install_checkpoint_io,
     newest_readable,
+    written_checkpoint,
 )
 
 
@@ -417,6 +418,18 @@ def test_full_checkpoints_go_where_the_one_goes_that_looks_at_no_score(tmp_path)
         trainer = SimpleNamespace(checkpoint_callbacks=callbacks, default_root_dir=str(tmp_path))
         assert full_checkpoint(trainer) == expected
         assert checkpoint_folders(trainer) == {Path(callback.dirpath) for callback in callbacks}
+
+
+@pytest.mark.parametrize("name", ["{epoch}-{step}", None])
+def test_a_pattern_is_no_name_for_a_checkpoint(make_trainer, make_model, tmp_path, name):
+    source, callback = data(), saver(tmp_path, name)
+    trainer = make_trainer(callbacks=[callback], enable_checkpointing=True)
+    assert written_checkpoint(trainer) == tmp_path / "latest.ckpt"
+    trainer.fit(make_model(source), source)
+    assert full_checkpoint(trainer) == (tmp_path, "latest")
+    assert written_checkpoint(trainer) == Path(callback.best_model_path)
+    assert written_checkpoint(trainer).name.startswith("epoch=0-step=")
+    assert written_checkpoint(trainer).is_file()
 
 
 def test_weights_alone_are_loaded_as_safely(make_trainer, make_model, tmp_path):

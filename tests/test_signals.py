@@ -177,6 +177,16 @@ def test_the_first_ctrl_c_finishes_the_iteration_and_saves(make_trainer, make_mo
     )
 
 
+@pytest.mark.parametrize("least", [{"min_epochs": 4}, {"min_steps": 300}])
+def test_a_run_that_has_to_go_on_for_long_stops_as_well(make_trainer, make_model, least):
+    data, interrupt = make_data(), Interrupt()
+    trainer = make_trainer(callbacks=[GracefulInterrupt(), interrupt], max_epochs=5, **least)
+    asked = trainer.min_epochs, trainer.min_steps
+    trainer.fit(make_model(data), data)
+    assert interrupt.learned == 3
+    assert (trainer.min_epochs, trainer.min_steps) == asked
+
+
 @pytest.mark.slow
 def test_an_interrupted_run_that_is_resumed_takes_as_many_steps_as_one_that_was_not(make_trainer, make_model, tmp_path):
     def fit(ckpt_path=None, times=0):

@@ -94,4 +94,6 @@ def _moments(optimizer: Optimizer, parameter: Tensor) -> tuple[Tensor, Tensor, T
         state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
         state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
         state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+    # torch leaves a step count that was restored where it was read, and the graph is of one device
+    state["step"] = state["step"].to(parameter.device)
     return state["exp_avg"], state["exp_avg_sq"], state["step"]

@@ -47,7 +47,8 @@ class Captured:
 
     Args:
         function: Of tensors, without a question to the host; may change the first ``num_fixed`` inputs in place.
-        inputs: An example of each. What it takes to record the function leaves no trace in them, nor in the generators.
+        inputs: An example of each. What it takes to record the function leaves no trace in them, nor in the generators,
+            nor does an attempt that fails.
         num_fixed: How many of the inputs are the same tensors in every call, such as weights; the others are copied
             to where the recording reads them.
         recorder: Records it.
@@ -64,12 +65,14 @@ class Captured:
         before = [tensor.clone() for tensor in fixed]
         devices = sorted({tensor.device.index for tensor in inputs if tensor.device.type == "cuda"})
         with torch.no_grad(), torch.random.fork_rng(devices):
-            with _beside(devices):
-                for _ in range(_WARM_UPS):
-                    function(*fixed, *self._inputs)
-            self._outputs = recorder.record(lambda: function(*fixed, *self._inputs))
-            for tensor, held in zip(fixed, before, strict=True):
-                tensor.copy_(held)
+            try:
+                with _beside(devices):
+                    for _ in range(_WARM_UPS):
+                        function(*fixed, *self._inputs)
+                self._outputs = recorder.record(lambda: function(*fixed, *self._inputs))
+            finally:
+                for tensor, held in zip(fixed, before, strict=True):
+                    tensor.copy_(held)
 
     def __call__(self, *tensors: Tensor) -> list[Tensor]:
         """The function's results, copied from where the next call will write its own."""

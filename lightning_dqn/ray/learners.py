@@ -18,7 +18,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from ray.exceptions import RayError
 from ray.train.lightning import RayDDPStrategy, RayLightningEnvironment, prepare_trainer
 
-from lightning_dqn.checkpoint_io import full_checkpoint
+from lightning_dqn.checkpoint_io import written_checkpoint
 from lightning_dqn.cli import DQNCLI, finish_loggers
 from lightning_dqn.collector import ExperienceCollector
 from lightning_dqn.complaints import what_is_wrong
@@ -191,8 +191,7 @@ def _go_on() -> list[str]:
 
 
 def _latest(trainer: Trainer) -> Path:
-    folder, name = full_checkpoint(trainer)
-    return (folder / f"{name}.ckpt").absolute()
+    return written_checkpoint(trainer).absolute()
 
 
 def _metrics(trainer: Trainer) -> dict[str, float]:
