@@ -177,11 +177,10 @@ def test_the_first_ctrl_c_finishes_the_iteration_and_saves(make_trainer, make_mo
     )
 
 
-@pytest.mark.parametrize("least", [{"min_epochs": 4}, {"min_steps": 300}])
-def test_a_run_that_has_to_go_on_for_long_stops_as_well(make_trainer, make_model, least):
+@pytest.mark.parametrize(("least", "asked"), [({"min_epochs": 4}, (4, None)), ({"min_steps": 300}, (1, 300))])
+def test_a_run_that_has_to_go_on_for_long_stops_as_well(make_trainer, make_model, least, asked):
     data, interrupt = make_data(), Interrupt()
     trainer = make_trainer(callbacks=[GracefulInterrupt(), interrupt], max_epochs=5, **least)
-    asked = trainer.min_epochs, trainer.min_steps
     trainer.fit(make_model(data), data)
     assert interrupt.learned == 3
     assert (trainer.min_epochs, trainer.min_steps) == asked
