@@ -1,5 +1,6 @@
 """Model cards."""
 
+import os
 import re
 import sys
 
@@ -51,6 +52,22 @@ def test_a_run_becomes_a_folder_for_others(run, tmp_path, capsys):
     assert "episode.gif" not in text
     assert 'load_from_checkpoint("best.ckpt")' in text
     assert "| learning rate | 0.001 |" in text
+
+
+def test_a_run_that_went_on_is_trained_again_from_its_beginning(run, tmp_path):
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(f"{config}ckpt_path: runs/before/checkpoints/latest.ckpt\n")
+    main(["card", str(run), "--output=out"])
+    assert (tmp_path / "out/config.yaml").read_text() == f"{config}ckpt_path: null\n"
+
+
+@pytest.mark.parametrize(("name", "cure"), [("test.json", r"`lightning-dqn test .*run`"), ("policy.onnx", "export it")])
+def test_a_score_or_an_export_of_other_weights_is_refused(run, tmp_path, name, cure):
+    for path, seconds in (("checkpoints/best.ckpt", 20), ("test.json", 30), ("policy.onnx", 30), (name, 10)):
+        os.utime(run / path, (seconds, seconds))
+    with pytest.raises(SystemExit, match=rf"^error: run: .*best.ckpt is newer than .*{name}.*{cure}"):
+        main(["card", str(run), "--output=out"])
+    assert not (tmp_path / "out").exists()
 
 
 def test_without_a_test_there_is_no_card(run):

@@ -96,17 +96,25 @@ def test_images_go_in_as_the_environment_gives_them(torso, shape, dtype, tmp_pat
     assert torch.allclose(exported(torch.from_numpy(images)), model.eval()(torch.from_numpy(images)), atol=1e-5)
 
 
-@pytest.mark.slow
+RAINBOW = {"head": partial(CategoricalHead, layer=NoisyLinear, stream=DuelingStream)}
+
+
 @pytest.mark.parametrize(
     ("torso", "shape", "dtype", "slots"),
     [
-        (SMALL_MLP, (4,), np.float32, {}),
-        (SMALL_MLP, (4,), np.float32, {"head": ImplicitQuantileHead}),
-        (SMALL_MLP, (4,), np.float32, {"head": QuantileHead}),
-        (SMALL_MLP, (4,), np.float32, {"head": partial(CategoricalHead, layer=NoisyLinear, stream=DuelingStream)}),
-        (NatureTorso, (4, 36, 36), np.uint8, {}),
-        (MinAtarTorso, (4, 10, 10), bool, {}),
-        (partial(ImpalaTorso, residual_layer=SpectralConv2d), (4, 12, 12), np.uint8, {}),
+        (MinAtarTorso, (4, 10, 10), bool, RAINBOW),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                (SMALL_MLP, (4,), np.float32, {}),
+                (SMALL_MLP, (4,), np.float32, {"head": ImplicitQuantileHead}),
+                (SMALL_MLP, (4,), np.float32, {"head": QuantileHead}),
+                (SMALL_MLP, (4,), np.float32, RAINBOW),
+                (NatureTorso, (4, 36, 36), np.uint8, {}),
+                (MinAtarTorso, (4, 10, 10), bool, {}),
+                (partial(ImpalaTorso, residual_layer=SpectralConv2d), (4, 12, 12), np.uint8, {}),
+            )
+        ),
     ],
 )
 def test_every_network_as_onnx(torso, shape, dtype, slots, tmp_path):

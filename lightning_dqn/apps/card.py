@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from lightning_dqn.apps.report import Evaluation
 from lightning_dqn.apps.runs import Run, read_run
 from lightning_dqn.files import new_directory
 
-_TAKEN_ALONG = ("config.yaml", report.FILE, "learning_curve.png", "episode.gif", "policy.onnx", "policy.pt2")
+_CONFIG = "config.yaml"
+_EXPORTS = ("policy.onnx", "policy.pt2")
+_TAKEN_ALONG = (_CONFIG, report.FILE, "learning_curve.png", "episode.gif", *_EXPORTS)
 # what tells agents apart at first sight, as far as a run has it
 _SETTINGS = {
     "head": "model.head.class_path",
@@ -39,7 +42,8 @@ def command(arguments: list[str]) -> None:
         arguments: Of the command line.
 
     Raises:
-        Refusal: If the folder is there already, or the run has no test; nothing is left then.
+        Refusal: If the folder is there already, the run has no test, or weights or what was exported of them are not
+            those that were tested; nothing is left then.
     """
     parser = Arguments("card", "Writes a folder with weights, configuration, pictures and a model card of a run.")
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run that was tested")
@@ -52,11 +56,13 @@ def command(arguments: list[str]) -> None:
     if os.path.lexists(output):
         raise Refusal(f"--output: {output} is there already; choose another folder")
     weights = run.checkpoint(tested.checkpoint.stem)
+    taken = [name for name in _TAKEN_ALONG if (run.folder / name).is_file()]
+    _check_that_they_belong_together(run.folder, weights, [name for name in _EXPORTS if name in taken])
     output.absolute().parent.mkdir(parents=True, exist_ok=True)
     with new_directory(output.absolute()) as folder:
-        taken = [name for name in _TAKEN_ALONG if (run.folder / name).is_file()]
         for path in (*(run.folder / name for name in taken), weights):
             shutil.copyfile(path, folder / path.name)
+        _begin_anew(folder / _CONFIG)
         (folder / "README.md").write_text(card(run, tested, output.absolute().name, taken))
     print(f"written to {output}: README.md, {weights.name}, {', '.join(taken)}")
 
@@ -92,6 +98,24 @@ def card(run: Run, tested: Evaluation, name: str, files: list[str]) -> str:
     parts += ["## Training", "| setting | |\n|---|---|\n" + "\n".join(rows)]
     parts.append("`config.yaml` has every setting: `lightning-dqn fit --config config.yaml` trains it again.")
     return "\n\n".join(parts) + "\n"
+
+
+def _check_that_they_belong_together(folder: Path, weights: Path, exports: list[str]) -> None:
+    """By their times: a folder that a second run has written into holds the score of the first."""
+    written = weights.stat().st_mtime
+    if (folder / report.FILE).stat().st_mtime < written:
+        raise Refusal(
+            f"run: {weights} is newer than {report.FILE}, which has its score; `lightning-dqn test {folder}` makes it "
+            "anew"
+        )
+    for name in exports:
+        if (folder / name).stat().st_mtime < written:
+            raise Refusal(f"run: {weights} is newer than {folder / name}; export it anew, or remove the latter")
+
+
+def _begin_anew(config: Path) -> None:
+    """Has a configuration not go on from a checkpoint that others do not have."""
+    config.write_text(re.sub(r"^ckpt_path:.*$", "ckpt_path: null", config.read_text(), flags=re.MULTILINE))
 
 
 def _metadata(tested: Evaluation, name: str) -> dict[str, Any]:
