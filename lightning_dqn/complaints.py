@@ -36,3 +36,13 @@ def what_is_wrong(error: BaseException) -> str | None:
     while cause is not None and not _NAMED_FIELD.match(str(cause)):
         cause = cause.__cause__
     return None if cause is None else str(cause)
+
+
+def last_line(error: BaseException) -> str:
+    """What an error comes to, where it says more than a line, as with the traceback of another process.
+
+    Args:
+        error: Its kind is named if it says nothing.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

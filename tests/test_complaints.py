@@ -1,6 +1,6 @@
 import pytest
 
-from lightning_dqn.complaints import in_one_line, what_is_wrong
+from lightning_dqn.complaints import in_one_line, last_line, what_is_wrong
 
 OF_A_PARSER = """\
 Parser key "data":
@@ -39,3 +39,11 @@ def test_the_cause_is_found_below_what_a_parser_wrapped_round_it():
 @pytest.mark.parametrize("said", ["the environment broke down", "database: no", "modelling failed", ""])
 def test_other_errors_are_not(said):
     assert what_is_wrong(RuntimeError(said)) is None
+
+
+@pytest.mark.parametrize(
+    ("said", "line"),
+    [("Traceback:\n  in a.py\n  ValueError: no  \n\n", "ValueError: no"), ("no", "no"), (" \n", "RuntimeError")],
+)
+def test_a_traceback_comes_to_its_last_line(said, line):
+    assert last_line(RuntimeError(said)) == line

@@ -11,6 +11,7 @@ import ray
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from ray.exceptions import ObjectLostError, RayActorError, RayTaskError, WorkerCrashedError
 
+from lightning_dqn.complaints import last_line
 from lightning_dqn.ray.messages import Message
 
 _DEATHS = 3  # how often in a row an actor is replaced that has sent nothing
@@ -140,7 +141,7 @@ class ActorPool:
     def _replace(self, seat: Seat, loss: Exception) -> None:
         seat.incarnation += 1
         seat.deaths += 1
-        reason = _in_one_line(loss)
+        reason = f"{type(loss).__name__}: {last_line(loss)}"
         if seat.deaths > _DEATHS:
             raise RuntimeError(
                 f"collect: actor {seat.index} died {seat.deaths} times in a row without sending anything: {reason}"
@@ -150,8 +151,3 @@ class ActorPool:
         seat.requests.clear()
         seat.version = None
         seat.actor = self._start(seat.index, seat.incarnation)
-
-
-def _in_one_line(loss: Exception) -> str:
-    lines = [line.strip() for line in str(loss).splitlines() if line.strip()]
-    return f"{type(loss).__name__}: {lines[-1] if lines else 'no reason given'}"

@@ -10,6 +10,7 @@ import ray
 from ray.exceptions import RayError
 
 from lightning_dqn.apps.study import Plan
+from lightning_dqn.complaints import last_line
 from lightning_dqn.ray.head import Cluster
 from lightning_dqn.ray.line import open_line, print_said, speaking
 from lightning_dqn.ray.worker import begin_in
@@ -55,7 +56,7 @@ def _say_why(ended: list[Any]) -> None:
         try:
             ray.get(each)
         except RayError as error:
-            print(f"a worker has ended: {str(error).strip().splitlines()[-1]}", flush=True)
+            print(f"a worker has ended: {last_line(error)}", flush=True)
 
 
 def _work(work: Callable[[Plan], None], plan: Plan, folder: str, line: Any) -> None:

@@ -22,6 +22,7 @@ from ray.train.v2.torch.torch_trainer import TorchTrainer
 from lightning_dqn.apps.command import Refusal, at_least
 from lightning_dqn.cli import DQNCLI
 from lightning_dqn.collector import ExperienceCollector
+from lightning_dqn.complaints import last_line
 from lightning_dqn.ray.head import Cluster
 from lightning_dqn.ray.learners import Orders, learn
 from lightning_dqn.ray.line import open_line, print_said
@@ -221,7 +222,7 @@ class _Reasons(UserCallback):
             if wrong is not None:
                 raise wrong
         rank, error = min(worker_exceptions.items())
-        reason = "its process died" if isinstance(error, RayActorError) else _last_line(error)
+        reason = "its process died" if isinstance(error, RayActorError) else last_line(error)
         self._line.say.remote(
             time.time_ns(), f"learner {rank} failed ({reason}); all begin again from the last checkpoint\n"
         )
@@ -235,11 +236,6 @@ def _field_error(error: BaseException | None) -> FieldError | None:
     inside += getattr(error, "worker_failures", {}).values()
     found = (_field_error(each) for each in inside if isinstance(each, BaseException) and each is not error)
     return next((each for each in found if each is not None), None)
-
-
-def _last_line(error: Exception) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__
 
 
 def _environment() -> dict[str, str]:
