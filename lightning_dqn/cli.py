@@ -14,8 +14,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.callbacks import ProgressBar as BaseProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 
-from lightning_dqn.charts import WandbCharts, run_id_of
-from lightning_dqn.checkpoint_io import newest_readable
+from lightning_dqn.charts import WandbCharts
+from lightning_dqn.ckpt_path import resolve_ckpt_path
 from lightning_dqn.collector import ExperienceCollector
 from lightning_dqn.complaints import in_one_line, what_is_wrong
 from lightning_dqn.curves import LearningCurve
@@ -31,7 +31,6 @@ from lightning_dqn.video import EpisodeVideo
 from lightning_dqn.watch import ProgressBar, WandbLogger
 
 _INTERRUPTED = 130
-_LAST, _LAST_IF_ANY = "last", "last_if_any"
 _APPS = {"test": "report", "compare": "compare", "tune": "tune", "export": "export", "card": "card"}
 _PICTURES = {"video": EpisodeVideo, "curve": LearningCurve}
 _CHECKPOINTS: dict[str, dict[str, Any]] = {
@@ -124,9 +123,7 @@ class DQNCLI(LightningCLI):
             if empty:
                 raise ValueError(f"{empty[0]} must not be null")
         if command:
-            if config.get("ckpt_path") in (_LAST, _LAST_IF_ANY):
-                config.ckpt_path = _last_checkpoint(config, must=config.ckpt_path == _LAST)
-            config.ckpt_path, self._wandb_run = _readable_checkpoint(config.get("ckpt_path"), command == "fit")
+            config.ckpt_path, self._wandb_run = resolve_ckpt_path(config, to_go_on=command == "fit")
 
     def _parse_ckpt_path(self) -> None:
         # a checkpoint's hyper-parameters would silently win over the command line of the run that goes on from it
@@ -219,45 +216,6 @@ class DQNCLI(LightningCLI):
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger) and logger.sync_command:
                 print(f"upload to Weights & Biases with: {logger.sync_command}")
-
-
-def _last_checkpoint(config: Any, must: bool) -> str | None:
-    """The newest full checkpoint among the runs that this configuration's loggers keep together."""
-    given = config.get("trainer", {}).get("logger")
-    loggers = [logger for logger in (given if isinstance(given, list) else [given]) if hasattr(logger, "get")]
-    folders = {
-        Path(settings.get("save_dir") or ".") / settings["name"]
-        for settings in (logger.get("init_args") or {} for logger in loggers)
-        if settings.get("name")
-    }
-    own = (config.get("checkpoint_latest") or {}).get("dirpath")
-    folders = {Path(own)} if own else folders or {Path(config.get("trainer", {}).get("default_root_dir") or ".")}
-    found = [path for folder in folders for path in folder.rglob("latest.ckpt")]
-    if found:
-        return str(max(found, key=lambda path: path.stat().st_mtime))
-    where = ", ".join(sorted(map(str, folders)))
-    if must:
-        raise ValueError(
-            f"ckpt_path: there is no latest.ckpt in {where} to go on from; with `--ckpt_path {_LAST_IF_ANY}` a run "
-            "then starts anew"
-        )
-    return None
-
-
-def _readable_checkpoint(path: str | None, to_go_on: bool) -> tuple[str | None, str | None]:
-    """The checkpoint, or the one before where it is damaged, and the W&B run to go on with.
-
-    The parser reads it before the Trainer does.
-    """
-    if not path or path in ("best", "hpc", "registry"):
-        return path, None
-    try:
-        readable, checkpoint = newest_readable(path)
-    except FileNotFoundError as missing:
-        raise ValueError(str(missing)) from missing
-    if to_go_on and "optimizer_states" not in checkpoint:
-        raise ValueError(f"ckpt_path: {path} holds weights alone, from which no run can go on; take latest.ckpt")
-    return str(readable), run_id_of(checkpoint) if to_go_on else None
 
 
 def _is_ours(args: list[str]) -> bool:
