@@ -27,6 +27,14 @@ def test_a_grid_is_every_combination(tmp_path):
     assert search(tmp_path, "sampler: grid\ntrials: 40\n" + SPACE).num_trials == 6
 
 
+@pytest.mark.parametrize("trials", ["", "trials: null\n"])
+def test_a_search_without_a_number_of_trials_is_the_whole_grid_or_twenty(tmp_path, trials):
+    many = "space: {data.n_step: {low: 1, high: 30}}\n"
+    assert search(tmp_path, "sampler: grid\n" + trials + many).num_trials == 30
+    for sampler in ("random", "tpe"):
+        assert search(tmp_path, f"sampler: {sampler}\n" + trials + many).num_trials == 20
+
+
 @pytest.mark.parametrize(
     ("domain", "values"),
     [

@@ -9,9 +9,11 @@ import pytest
 from lightning_dqn.apps import study as studies
 from lightning_dqn.apps.command import Refusal
 from lightning_dqn.apps.space import Domain, Search
-from lightning_dqn.apps.study import Plan, best_of, complete, finished, open_study, work
+from lightning_dqn.apps.study import Plan, best_of, complete, failed, finished, open_study, work
 
 optuna = pytest.importorskip("optuna")
+FloatDistribution, IntDistribution = optuna.distributions.FloatDistribution, optuna.distributions.IntDistribution
+TrialState = optuna.trial.TrialState
 SPACE = {"data.n_step": Domain(low=1, high=5), "data.gamma": Domain(low=0.5, high=0.9)}
 
 
@@ -123,19 +125,123 @@ def test_settings_that_fail_are_named_and_count(plan, monkeypatch, capsys):
     assert "ValueError: data.n_step: not this one (n_step" in capsys.readouterr().out
 
 
-def test_an_interrupted_trial_is_run_again(plan, monkeypatch):
-    def interrupted(args, folder, seed, report):
-        raise KeyboardInterrupt
+def interrupted(*args):
+    raise KeyboardInterrupt
 
-    monkeypatch.setattr(studies, "fit", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        work(plan())
-    monkeypatch.setattr(studies, "fit", score)
+
+def interrupt(plan, monkeypatch, where="fit", by=interrupted):
+    """Works until something in the study is interrupted."""
+    with monkeypatch.context() as patched:
+        patched.setattr(studies, where, by)
+        with pytest.raises(KeyboardInterrupt):
+            work(plan)
+
+
+def settings_of(study):
+    return [trial.params for trial in finished(study)]
+
+
+def add(study, params, **attributes):
+    """A trial of somebody else."""
+    distributions = {"data.n_step": IntDistribution(1, 5), "data.gamma": FloatDistribution(0.5, 0.9)}
+    study.add_trial(optuna.create_trial(params=params, distributions=distributions, **attributes))
+
+
+def test_an_interrupted_trial_is_run_again(plan, monkeypatch):
+    interrupt(plan(), monkeypatch)
     work(plan())
     study = open_study(plan())
     assert [trial.state.name for trial in study.trials] == ["FAIL"] + ["COMPLETE"] * 4
     assert values_of(study)[0] == values_of(study)[1]
     assert len(finished(study)) == 4
+
+
+def test_an_interrupted_trial_is_run_again_and_not_a_later_one_that_failed(plan, monkeypatch):
+    another = {"data.n_step": 1, "data.gamma": 0.5}
+
+    def interrupted_after_another_failed(args, folder, seed, report):
+        attributes = {"begun": 1, "error": "ValueError: not this one"}
+        add(open_study(plan()), another, state=TrialState.FAIL, user_attrs=attributes)
+        raise KeyboardInterrupt
+
+    interrupt(plan(), monkeypatch, by=interrupted_after_another_failed)
+    trials = open_study(plan()).trials
+    assert [trial.state.name for trial in trials] == ["FAIL", "FAIL", "WAITING"]
+    assert trials[2].params == trials[0].params != another
+    assert "error" not in trials[2].user_attrs
+    work(plan())
+    study = open_study(plan())
+    assert settings_of(study)[:2] == [another, trials[0].params]
+    assert len(finished(study)) == 4
+
+
+def test_an_interruption_after_a_trial_queues_none_again(plan, monkeypatch):
+    interrupt(plan(), monkeypatch, where="_say")
+    assert [trial.state.name for trial in open_study(plan()).trials] == ["COMPLETE"]
+
+
+def test_a_random_search_is_the_same_however_often_it_was_interrupted(plan, monkeypatch):
+    def half_drawn(trial, name, domain):
+        return interrupted() if name == "data.gamma" else suggest(trial, name, domain)
+
+    suggest = studies._suggest
+    work(plan("whole", sampler="random"))
+    for trials in range(1, 5):
+        for where, by in (("_suggest", half_drawn), ("fit", interrupted), ("_suggest", interrupted)):
+            interrupt(plan("parts", sampler="random", trials=trials), monkeypatch, where, by)
+        work(plan("parts", sampler="random", trials=trials))
+    whole, parts = open_study(plan("whole")), open_study(plan("parts"))
+    assert settings_of(whole) == settings_of(parts)
+    assert len(parts.trials) > len(whole.trials) == 4
+
+
+def test_a_queued_trial_whose_worker_dies_before_it_begins_stays_queued(plan, monkeypatch):
+    interrupt(plan(), monkeypatch)
+    with pytest.warns(UserWarning, match="Heartbeat"):
+        open_study(plan()).ask()
+    work(plan())
+    study = open_study(plan())
+    assert [trial.state.name for trial in study.trials] == ["FAIL"] * 2 + ["COMPLETE"] * 4
+    assert values_of(study)[0] == values_of(study)[2]
+
+
+def test_a_point_of_a_grid_whose_worker_dies_before_it_begins_is_run(plan, monkeypatch):
+    space = {"data.n_step": Domain([1, 2, 3, 4])}
+    search = plan(sampler="grid", trials=None, space=space)
+    interrupt(search, monkeypatch, "_suggest")
+    study = open_study(search)
+    study.sampler = optuna.samplers.GridSampler(search.search.grid, seed=0)
+    with pytest.warns(UserWarning, match="Heartbeat"):
+        study.ask(), study.ask()  # the queued one, and a new one
+    work(search)
+    assert sorted(each["data.n_step"] for each in settings_of(open_study(search))) == [1, 2, 3, 4]
+
+
+def test_settings_that_failed_are_not_run_again_where_their_worker_is_interrupted(plan, monkeypatch):
+    def fails(args, folder, seed, report):
+        raise ValueError
+
+    def note(trial, name, value):
+        set_attribute(trial, name, value)
+        if name == "error":
+            raise KeyboardInterrupt
+
+    set_attribute = optuna.Trial.set_user_attr
+    monkeypatch.setattr(optuna.Trial, "set_user_attr", note)
+    interrupt(plan(), monkeypatch, by=fails)
+    assert [trial.state.name for trial in open_study(plan()).trials] == ["FAIL"]
+    work(plan())
+    study = open_study(plan())
+    assert [trial.state.name for trial in study.trials] == ["FAIL"] + ["COMPLETE"] * 3
+    assert len(finished(study)) == 4
+
+
+def test_a_trial_that_waits_has_not_failed(plan):
+    study = open_study(plan())
+    params = {"data.n_step": 1, "data.gamma": 0.5}
+    for state in (TrialState.FAIL, TrialState.WAITING):
+        add(study, params, state=state, user_attrs={"error": "ValueError"})
+    assert [trial.number for trial in finished(study)] == [trial.number for trial in failed(study)] == [0]
 
 
 def _work_and_die(plan):
@@ -181,6 +287,15 @@ def test_a_file_that_is_no_study_is_named_and_left_alone(plan, tmp_path):
         with pytest.raises(Refusal, match=r"^study: .*study.db .*; move it away, or choose another folder"):
             open_study(plan())
         assert (folder / "study.db").read_bytes() == content
+
+
+@pytest.mark.parametrize(("folder", "reason"), [("taken", "File exists"), ("taken/study", "Not a directory")])
+def test_a_folder_that_cannot_be_one_is_named_and_what_is_there_left_alone(plan, tmp_path, folder, reason):
+    (tmp_path / "taken").write_text("of somebody")
+    said = rf"^--output: .*{folder} cannot be a folder \({reason}\); move it away, or choose another folder by --output"
+    with pytest.raises(Refusal, match=said):
+        open_study(plan(folder))
+    assert (tmp_path / "taken").read_text() == "of somebody"
 
 
 def test_a_study_of_another_search_is_refused(plan):

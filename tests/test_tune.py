@@ -2,6 +2,7 @@
 
 import operator
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -66,6 +67,7 @@ def test_what_is_wrong_is_one_line_before_anything_runs(tmp_path, monkeypatch, c
         (["--search=none"], r"^error: search: 'none' is neither a file nor one of the shipped .*cartpole"),
         (["--config=none"], r"^error: config: 'none' is neither a file nor one of the shipped"),
         (["--workers=0"], r"^error: --workers must be at least 1, got 0$"),
+        (["--output=wrong.yaml"], r"^error: --output: wrong.yaml cannot be a folder \(File exists\); .* by --output$"),
         (["--sampler=best"], r"^error: search.sampler must be one of grid, random, tpe, got best$"),
     ]
     for arguments, said in wrong:
@@ -115,6 +117,13 @@ def test_the_sweep_of_weights_and_biases_is_the_same_search():
         assert command[:2] == ["lightning-dqn", "fit"]
         config = ParsedFit(command[2:]).config
         assert {name: operator.attrgetter(name)(config) for name in values} == values
+
+
+def test_the_agent_of_the_page_is_one_of_the_project_of_the_sweep():
+    page = (Path(__file__).parent.parent / "docs/search.md").read_text()
+    (address,) = re.findall(r"^wandb agent (\S+)$", page, re.MULTILINE)
+    project = yaml.safe_load((SEARCHES / "cartpole_sweep.yaml").read_text())["project"]
+    assert address.split("/") == ["ENTITY", project, "ID"]
 
 
 def children(process):

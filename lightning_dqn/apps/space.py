@@ -16,6 +16,7 @@ from lightning_dqn.apps.command import Refusal
 
 SAMPLERS = ("grid", "random", "tpe")
 PRUNERS = ("none", "median", "hyperband")
+_TRIALS = 20  # of a search that could go on without end
 Value = float | int | str | bool | None
 
 
@@ -65,7 +66,7 @@ class Search(NamedTuple):
         space: The values of each setting, by its full name.
         sampler: One of :data:`SAMPLERS`.
         pruner: One of :data:`PRUNERS`.
-        trials: How many settings are tried; ``None`` for the whole grid.
+        trials: How many settings are tried; ``None`` for the whole grid, and for 20 of other samplers.
         seeds: Runs of each trial, one after the other, with the seeds 0, 1, ...; its value is their mean.
         seed: Of the sampler.
     """
@@ -73,7 +74,7 @@ class Search(NamedTuple):
     space: dict[str, Domain]
     sampler: str = "tpe"
     pruner: str = "median"
-    trials: int | None = 20
+    trials: int | None = None
     seeds: int = 1
     seed: int = 0
 
@@ -96,7 +97,7 @@ class Search(NamedTuple):
     def num_trials(self) -> int:
         """Trials after which the search is over."""
         if self.sampler != "grid":
-            return self.trials or 20
+            return self.trials or _TRIALS
         points = sum(1 for _ in itertools.product(*self.grid.values()))
         return min(points, self.trials or points)
 

@@ -79,7 +79,10 @@ def open_study(plan: Plan) -> optuna.Study:
     where = str(path) if plan.storage is None else "the database of --storage"  # whose address has a password
     if plan.storage is None and path.exists() and path.read_bytes()[: len(_SQLITE)] not in (_SQLITE, b""):
         raise Refusal(f"study: {path} is no SQLite file; {advice}")
-    plan.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        plan.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Refusal(f"--output: {plan.folder} cannot be a folder ({error.strerror}); {advice}") from error
     _quiet()
     try:
         with plan.lock:
@@ -88,7 +91,7 @@ def open_study(plan: Plan) -> optuna.Study:
                 engine_kwargs={} if plan.storage else {"connect_args": {"timeout": _PATIENCE}},
                 heartbeat_interval=max(1, plan.grace // 4),
                 grace_period=plan.grace,
-                heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
+                heartbeat_stale_trial_callback=_again,
             )
             study = optuna.create_study(
                 storage=storage,
@@ -125,7 +128,7 @@ def _work(study: optuna.Study, plan: Plan) -> None:
             if now.done >= plan.search.num_trials:
                 return
             if now.waiting or now.done + now.open < plan.search.num_trials:
-                study.sampler = _sampler(plan.search, len(study.trials))
+                study.sampler = _sampler(plan.search, _drawn(study))
                 _one_trial(study, plan, lock.release)
                 continue
         # the last trials are with others, who may die
@@ -133,17 +136,32 @@ def _work(study: optuna.Study, plan: Plan) -> None:
 
 
 def _one_trial(study: optuna.Study, plan: Plan, begun: Callable[[], None]) -> None:
-    try:
-        study.optimize(
-            lambda trial: _objective(trial, plan, begun),
-            n_trials=1,
-            catch=(Exception,),
-            callbacks=[lambda study, trial: _say(study, trial, plan.search.num_trials)],
-        )
-    except KeyboardInterrupt:
-        last = [trial for trial in study.trials if trial.state == TrialState.FAIL][-1]
-        RetryHeartbeatStaleTrialCallback()(study, last)
-        raise
+    def objective(trial: optuna.Trial) -> float:
+        try:
+            return _objective(trial, plan, begun)
+        except KeyboardInterrupt:
+            # queued before it ends: if it were neither open nor queued, another worker would draw a trial too many
+            _again(study, study.trials[trial.number])
+            raise
+
+    study.optimize(
+        objective,
+        n_trials=1,
+        catch=(Exception,),
+        callbacks=[lambda study, trial: _say(study, trial, plan.search.num_trials)],
+    )
+
+
+def _again(study: optuna.Study, trial: FrozenTrial) -> None:
+    # half-drawn settings are drawn anew by the next trial, except a grid's, which never gives a point twice
+    is_whole = "begun" in trial.user_attrs or "grid_id" in trial.system_attrs
+    if is_whole and "error" not in trial.user_attrs:
+        RetryHeartbeatStaleTrialCallback()(study, trial)
+
+
+def _drawn(study: optuna.Study) -> int:
+    first = (trial for trial in study.trials if RetryHeartbeatStaleTrialCallback.retried_trial_number(trial) is None)
+    return sum("begun" in trial.user_attrs for trial in first)
 
 
 def _quiet() -> None:
@@ -152,8 +170,8 @@ def _quiet() -> None:
 
 
 def _objective(trial: optuna.Trial, plan: Plan, begun: Callable[[], None]) -> float:
-    trial.set_user_attr("begun", trial.number)
     values = {name: _suggest(trial, name, domain) for name, domain in plan.search.space.items()}
+    trial.set_user_attr("begun", trial.number)
     begun()
     scores: list[float] = []
     validations = 0
@@ -190,11 +208,11 @@ def _suggest(trial: optuna.Trial, name: str, domain: Domain) -> Value:
     return trial.suggest_float(name, domain.low, domain.high, step=domain.step, log=domain.log)
 
 
-def _sampler(search: Search, trial: int) -> optuna.samplers.BaseSampler:
+def _sampler(search: Search, drawn: int) -> optuna.samplers.BaseSampler:
     if search.sampler == "grid":
         return optuna.samplers.GridSampler(search.grid, seed=search.seed)  # which shuffles the grid
-    # the draw of a trial hangs on its number, so who runs it and how often the search was interrupted has no part in it
-    seed = int(np.random.SeedSequence([search.seed, trial]).generate_state(1)[0])
+    # a draw hangs on how many there were, so who runs it and how often the search was interrupted has no part in it
+    seed = int(np.random.SeedSequence([search.seed, drawn]).generate_state(1)[0])
     if search.sampler == "random":
         return optuna.samplers.RandomSampler(seed=seed)
     return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
@@ -212,11 +230,12 @@ def _progress(study: optuna.Study) -> Progress:
     optuna.storages.fail_stale_trials(study)
     trials = study.trials
     for trial in trials:
-        # seen under the lock, it died before its first heartbeat, and nothing of it is worth repeating
+        # seen under the lock, it died before it had its settings, or before it ran with those of another
         if trial.state == TrialState.RUNNING and not _has_begun(trial):
             study.tell(trial.number, state=TrialState.FAIL)
-    running = sum(trial.state == TrialState.RUNNING and _has_begun(trial) for trial in trials)
-    waiting = sum(trial.state == TrialState.WAITING for trial in trials)
+            _again(study, trial)
+    states = [trial.state for trial in study.trials]
+    running, waiting = states.count(TrialState.RUNNING), states.count(TrialState.WAITING)
     return Progress(len(finished(study)), running + waiting, waiting)
 
 
@@ -227,7 +246,16 @@ def _has_begun(trial: FrozenTrial) -> bool:
 
 def finished(study: optuna.Study) -> list[FrozenTrial]:
     """Trials that ended, pruned ones and those that failed by an error included."""
-    return [trial for trial in study.trials if trial.state in _DONE or "error" in trial.user_attrs]
+    return [trial for trial in study.trials if trial.state in _DONE or _has_failed(trial)]
+
+
+def failed(study: optuna.Study) -> list[FrozenTrial]:
+    """Trials that ended by an error; one that only was interrupted, or is queued again, is none of them."""
+    return [trial for trial in study.trials if _has_failed(trial)]
+
+
+def _has_failed(trial: FrozenTrial) -> bool:
+    return trial.state == TrialState.FAIL and "error" in trial.user_attrs
 
 
 def best_of(study: optuna.Study) -> FrozenTrial | None:

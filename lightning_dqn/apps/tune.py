@@ -68,7 +68,8 @@ def command(arguments: list[str], crew: Crew = in_processes, program: str = "lig
         program: Of which it is a command.
 
     Raises:
-        Refusal: If Optuna is not installed, or something in the search is not understood; nothing is run then.
+        Refusal: If Optuna is not installed, something in the search is not understood, or there can be no such folder;
+            nothing is run then.
     """
     parser = Arguments(
         "tune", "Searches for the settings with the highest val/return. Other arguments are fit's.", program
@@ -115,14 +116,14 @@ def _work(work: Callable[[Plan], None], plan: Plan) -> None:
 
 
 def _finish(study: Study, plan: Plan) -> None:
-    from lightning_dqn.apps.study import best_of, finished
+    from lightning_dqn.apps.study import best_of, failed, finished
 
     count, wanted = len(finished(study)), plan.search.num_trials
     best = best_of(study)
     if count < wanted:
         sys.exit(f"error: {count} of {wanted} trials are done, and no worker is left; the same command goes on")
     if best is None:
-        errors = [str(trial.user_attrs["error"]) for trial in study.trials if "error" in trial.user_attrs]
+        errors = [str(trial.user_attrs["error"]) for trial in failed(study)]
         sys.exit(f"error: no trial went to its end; {errors[-1] if errors else 'all were pruned'}")
     print("\n" + _table(study))
     seeds = f"mean of {plan.search.seeds} seeds" if plan.search.seeds > 1 else "one seed"
@@ -135,7 +136,7 @@ def _finish(study: Study, plan: Plan) -> None:
 
 
 def _table(study: Study) -> str:
-    from lightning_dqn.apps.study import complete
+    from lightning_dqn.apps.study import complete, failed
 
     best = sorted(complete(study), key=lambda trial: -trial.values[0])[:_SHOWN]
     names = list(best[0].params)
@@ -144,8 +145,8 @@ def _table(study: Study) -> str:
         values = " | ".join(shown(trial.params[name]) for name in names)
         lines.append(f"| {trial.number} | {trial.values[0]:.1f} | {values} |")
     states = [trial.state.name for trial in study.trials]
-    errors = sum("error" in trial.user_attrs for trial in study.trials)
-    lines.append(f"\n{states.count('COMPLETE')} trials to their end, {states.count('PRUNED')} pruned, {errors} failed")
+    ended = f"{states.count('COMPLETE')} trials to their end, {states.count('PRUNED')} pruned"
+    lines.append(f"\n{ended}, {len(failed(study))} failed")
     return "\n".join(lines)
 
 
