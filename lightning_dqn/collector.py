@@ -100,6 +100,7 @@ class ExperienceCollector(Callback):
             data.env_steps = self.episodes = self.iterations = 0
             self._recent.clear()
             self.explorer.load_state_dict({})
+        self._failures = 0
         self.rng = data.rng(RandomStream.EXPLORATION)
         self._open(data)
         self._state.begin(trainer)
@@ -156,7 +157,10 @@ class ExperienceCollector(Callback):
             self._log(data, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Waits for a step that is under way, as the environments are closed next; writes no more of the replay."""
+        """As :meth:`teardown`; lets the module know as well, which Lightning does not."""
+        leave_fit = getattr(pl_module, "leave_fit", None)  # the module may be another's
+        if leave_fit is not None:
+            leave_fit()
         self._stop()
         self._state.close()
 

@@ -4,11 +4,34 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class Range(NamedTuple):
+    """What numbers may be.
+
+    Attributes:
+        holds: Whether a number is one of them.
+        said: As the end of "it must be".
+    """
+
+    holds: Callable[[float], bool]
+    said: str
+
+
+FRACTION = Range(lambda value: 0 <= value <= 1, "in [0, 1]")
+POSITIVE = Range(lambda value: 0 < value < math.inf, "above 0 and finite")
 
 
 class Schedule(ABC):
     """A number that changes as training goes on."""
+
+    @property
+    def counts_episodes(self) -> bool:
+        """Whether it changes over episodes: not for whoever knows of environment steps alone."""
+        return False
 
     @abstractmethod
     def __call__(self, env_steps: int, episodes: int) -> float:
@@ -28,6 +51,20 @@ class Schedule(ABC):
         Raises:
             ValueError: Naming what is wrong, as a part of the field.
         """
+
+    def check_range(self, field: str, allowed: Range) -> None:
+        """Refuses numbers that whoever is given the schedule has no use for, where it starts and where it ends.
+
+        Args:
+            field: Its name in a configuration.
+            allowed: What they may be.
+
+        Raises:
+            ValueError: Naming what is out of range, as a part of the field.
+        """
+        for name in ("start", "end"):
+            if hasattr(self, name):
+                _in_range(f"{field}.{name}", getattr(self, name), allowed)
 
 
 @dataclass(frozen=True)
@@ -90,6 +127,11 @@ class EpisodeDecay(Schedule):
     end: float = 0.01
     factor: float = 0.995
 
+    @property
+    def counts_episodes(self) -> bool:
+        """See :class:`Schedule`."""
+        return True
+
     def check(self, field: str) -> None:
         """See :class:`Schedule`."""
         if not 0 < self.factor <= 1:
@@ -114,24 +156,29 @@ class Until(Schedule):
     steps: int
     after: float = 0.0
 
+    @property
+    def counts_episodes(self) -> bool:
+        """See :class:`Schedule`."""
+        return self.schedule.counts_episodes
+
     def check(self, field: str) -> None:
         """See :class:`Schedule`."""
         self.schedule.check(f"{field}.schedule")
         _at_least_one(f"{field}.steps", self.steps)
 
-    @property
-    def start(self) -> float:
-        """Value at the first step: with ``end`` what those who use it check."""
-        return self.schedule(0, 0)
-
-    @property
-    def end(self) -> float:
-        """The last value."""
-        return self.after
+    def check_range(self, field: str, allowed: Range) -> None:
+        """See :class:`Schedule`."""
+        self.schedule.check_range(f"{field}.schedule", allowed)
+        _in_range(f"{field}.after", self.after, allowed)
 
     def __call__(self, env_steps: int, episodes: int) -> float:
         """See :class:`Schedule`."""
         return self.schedule(env_steps, episodes) if env_steps < self.steps else self.after
+
+
+def _in_range(name: str, value: float, allowed: Range) -> None:
+    if not allowed.holds(value):
+        raise ValueError(f"{name} must be {allowed.said}, got {value}")
 
 
 def _at_least_one(name: str, value: int) -> None:

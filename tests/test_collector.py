@@ -1,3 +1,4 @@
+import contextlib
 import csv
 import hashlib
 import os
@@ -36,6 +37,7 @@ from lightning_dqn import (
 from lightning_dqn.experience import checkpoint
 from lightning_dqn.experience.atari_scores import ReferenceScores
 from lightning_dqn.experience.checkpoint import load_snapshot
+from lightning_dqn.experience.faults import EnvironmentFailure
 from tests.environments import (
     Chain,
     MaskedChain,
@@ -242,6 +244,85 @@ def test_the_network_acts_greedily_on_what_it_has_learned(make_trainer, make_mod
     model = make_model(data)
     make_trainer(callbacks=[ExperienceCollector(Check())], limit_val_batches=0).fit(model, data)
     assert checked == list(range(20, 60, 2))
+
+
+# -- environments that fail --------------------------------------------------------------------------------------------
+
+
+class FailsToReset(Chain):
+    """Breaks down at the third reset after it was made, a few times.
+
+    Args:
+        blind: Whether all its observations are the same.
+    """
+
+    left = 0
+
+    def __init__(self, blind=False, **kwargs):
+        super().__init__(**kwargs)
+        self.blind, self.resets = blind, 0
+
+    def reset(self, **keywords):
+        self.resets += 1
+        if self.resets >= 3 and FailsToReset.left > 0:
+            FailsToReset.left -= 1
+            raise OSError("cable")
+        observation, info = super().reset(**keywords)
+        return observation * (not self.blind), info
+
+    def step(self, action):
+        observation, *rest = super().step(action)
+        return observation * (not self.blind), *rest
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("blind", [False, True])
+def test_where_a_reset_fails_the_others_are_brought_back_and_no_window_misses_a_step(
+    make_trainer, make_model, recwarn, monkeypatch, blind, overlap
+):
+    monkeypatch.setattr(FailsToReset, "left", 3)
+    limits = (None, 4, 5)
+    data = make_data(
+        FailsToReset,
+        env_kwargs={"blind": blind, "limits": limits},
+        n_step=3,
+        gamma=0.9,
+        train_frequency=2,
+        on_env_error="restart",
+    )
+    collector = ExperienceCollector(overlap=overlap)
+    make_trainer(callbacks=[collector], limit_val_batches=0, max_epochs=2).fit(make_model(data), data)
+    restarts = [str(warning.message) for warning in recwarn if "were made again" in str(warning.message)]
+    assert len(restarts) == 3
+    assert all("1 of 2 began a new episode" in text for text in restarts)
+    windows = [range(t + 1, min(t + 3, limit or 7) + 1) for limit in limits for t in range(limit or 7)]
+    right = [sum(0.9**k * reward for k, reward in enumerate(window)) for window in windows]
+    rewards = data.buffer.all_added.reward
+    assert len(rewards) > 80
+    assert np.abs(rewards[:, None] - right).min(axis=1).max() < 1e-5
+
+
+class Breaks(Chain):
+    """Breaks down at its first step, a few times."""
+
+    left = 0
+
+    def step(self, action):
+        if Breaks.left > 0:
+            Breaks.left -= 1
+            raise OSError("cable")
+        return super().step(action)
+
+
+@pytest.mark.filterwarnings("ignore:.*The environments were made again")
+def test_failures_of_one_fit_do_not_count_in_the_next(make_trainer, make_model, monkeypatch):
+    data, collector = make_data(Breaks, on_env_error="restart"), ExperienceCollector()
+    for failures in (4, 3):
+        monkeypatch.setattr(Breaks, "left", failures)
+        with pytest.raises(EnvironmentFailure, match="cable") if failures == 4 else contextlib.nullcontext():
+            make_trainer(callbacks=[collector], limit_val_batches=0).fit(make_model(data), data)
+        assert Breaks.left == 0
+    assert data.env_steps == 60
 
 
 # -- collectors --------------------------------------------------------------------------------------------------------

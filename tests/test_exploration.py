@@ -12,6 +12,7 @@ from lightning_dqn import (
     EZGreedy,
     Greedy,
     LinearSchedule,
+    Until,
 )
 from lightning_dqn.experience.exploration import uniform_actions
 from tests.environments import Chain
@@ -128,6 +129,14 @@ def test_an_epsilon_outside_0_to_1_is_refused(explorer, start, end, name):
 def test_a_temperature_that_is_not_above_0_is_refused(start, end, name):
     with pytest.raises(ValueError, match=rf"collect\.explorer\.temperature\.{name} must be above 0"):
         Boltzmann(LinearSchedule(start, end))
+
+
+def test_a_temperature_above_0_stays_above_it_until_another_takes_its_place():
+    with pytest.raises(ValueError, match=r"collect\.explorer\.temperature\.schedule\.end must be above 0 .* got -1"):
+        Boltzmann(Until(LinearSchedule(1, -1, 100), 100, 0.5))
+    explorer = Boltzmann(Until(LinearSchedule(2.0, 1.0, 100), 100, 0.5))
+    values = [explorer.schedules(env_steps, 0)["temperature"] for env_steps in (0, 50, 99, 100)]
+    assert values == pytest.approx([2.0, 1.5, 1.01, 0.5])
 
 
 # -- legal actions -----------------------------------------------------------------------------------------------------

@@ -1061,6 +1061,24 @@ def test_the_next_evaluation_does_not_remember_the_last(stage, run):
     assert logged == {f"{stage}/return": -2.0, f"{stage}/return_iqm": -2.0, f"{stage}/episode_length": 3.0}
 
 
+class BrokenOff(Played):
+    """Episodes that an error ends."""
+
+    def play(self, policy):
+        raise RuntimeError("cable")
+
+
+@pytest.mark.parametrize(("stage", "run"), [("val", "validate"), ("test", "test")])
+def test_an_evaluation_that_was_broken_off_is_not_counted_in_the_next(stage, run):
+    model, evaluate = make_table(), getattr(make_trainer(), run)
+    with pytest.raises(RuntimeError, match="cable"):
+        evaluate(model, Batches([*episodes(), BrokenOff([1], [1.0], [1])]), verbose=False)
+
+    (logged,) = evaluate(model, Batches([Played([15, 16], [-1.0, -3.0], [2, 4])]), verbose=False)
+
+    assert logged == {f"{stage}/return": -2.0, f"{stage}/return_iqm": -2.0, f"{stage}/episode_length": 3.0}
+
+
 def test_predict_gives_every_episode():
     predicted = make_trainer().predict(make_table(), Batches(episodes()))
 
@@ -1357,3 +1375,63 @@ def test_a_good_update_in_between_starts_the_count_anew(make_trainer, make_model
     make_trainer(limit_val_batches=0, logger=logger, log_every_n_steps=1).fit(model, data)
     assert model.skipped_updates == 20
     assert logger.experiment.metrics_keys.count("train/skipped_updates") == 1
+
+
+def poisoned_batches(*finite):
+    """Batches of one update each, whose loss is finite or not."""
+    rewards = [torch.full((1, BATCH_SIZE), 1.0 if is_finite else torch.nan) for is_finite in finite]
+    return Batches([next(iter(make_batches(1, 1, reward=reward))) for reward in rewards])
+
+
+@pytest.mark.filterwarnings("ignore:.*has no replay with it.*")
+def test_a_resumed_run_goes_on_counting(tmp_path):
+    def run(name, **kwargs):
+        model = make_model()
+        trainer = fit(model, batches, logger=CSVLogger(tmp_path / name), log_every_n_steps=1, **kwargs)
+        return model, trainer, [row["train/skipped_updates"] for row in rows(tmp_path / name)]
+
+    batches, path = poisoned_batches(False, True, False, False), tmp_path / "x.ckpt"
+    whole, _, expected = run("whole", max_epochs=2)
+    _, first, _ = run("first")
+    first.save_checkpoint(path)
+    second, _, logged = run("second", max_epochs=2, ckpt_path=path)
+
+    assert logged == expected[4:] == ["4.0", "4.0", "5.0", "6.0"]
+    assert second.skipped_updates == whole.skipped_updates == 6
+
+
+@pytest.mark.filterwarnings("ignore:.*has no replay with it.*")
+def test_a_resumed_run_stops_where_the_uninterrupted_one_does(tmp_path):
+    batches, path = poisoned_batches(True, False, False), tmp_path / "x.ckpt"
+    fit(make_model(max_skipped_updates=4), batches).save_checkpoint(path)
+    model = make_model(max_skipped_updates=4)
+    batches = poisoned_batches(False, False, True)
+
+    with pytest.raises(FloatingPointError, match="4 updates in a row"):
+        fit(model, batches, path, max_epochs=2)
+
+
+@pytest.mark.filterwarnings("ignore:.*has no replay with it.*")
+def test_a_checkpoint_from_before_these_were_counted_can_be_gone_on_from(tmp_path):
+    batches, path = poisoned_batches(True, False, False), tmp_path / "x.ckpt"
+    fit(make_model(), batches).save_checkpoint(path)
+    checkpoint = torch.load(path, weights_only=True)
+    del checkpoint["skipped_updates"]
+    old = tmp_path / "old.ckpt"
+    torch.save(checkpoint, old)
+    model = make_model(max_skipped_updates=3)
+
+    fit(model, batches, old, max_epochs=2)
+
+    assert model.skipped_updates == 2
+
+
+def test_the_next_fit_counts_anew():
+    model = make_model(max_skipped_updates=3)
+    with pytest.raises(FloatingPointError):
+        fit(model, poisoned_batches(True, False, False, False))
+    assert model.skipped_updates == 3
+
+    fit(model, poisoned_batches(False, False, True, False))
+
+    assert model.skipped_updates == 3

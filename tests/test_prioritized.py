@@ -16,6 +16,7 @@ from lightning_dqn import (
     ReplayBuffer,
     ReplayDataset,
     Transition,
+    Until,
 )
 from lightning_dqn.experience.checkpoint import load_snapshot, save_snapshot
 from tests.test_sum_tree import LAST, chi_square_p
@@ -679,7 +680,9 @@ def test_priorities_saved_can_be_left_aside_by_a_uniform_buffer():
     assert set(uniform.sample(5, 5, rng()).index.flatten().tolist()) == {3, 4, 5, 6, 7}
 
 
-@pytest.mark.parametrize("beta", [0.5, None, EpisodeDecay(0.4, 0.1, 0.9)], ids=str)
+@pytest.mark.parametrize(
+    "beta", [0.5, None, EpisodeDecay(0.4, 0.1, 0.9), Until(EpisodeDecay(0.4, 0.1, 0.9), 100, 1.0)], ids=str
+)
 def test_beta_is_a_schedule_over_environment_steps(beta):
     with pytest.raises(ValueError, match=r"data\.buffer\.beta must be a schedule over environment steps"):
         PrioritizedReplayBuffer(10, beta=beta)

@@ -5,7 +5,7 @@ import pytest
 
 from lightning_dqn.experience.exploration import Boltzmann, EpsilonGreedy, EZGreedy
 from lightning_dqn.experience.prioritized import PrioritizedReplayBuffer
-from lightning_dqn.schedules import EpisodeDecay, ExponentialSchedule, LinearSchedule, Until
+from lightning_dqn.schedules import EpisodeDecay, ExponentialSchedule, LinearSchedule, Schedule, Until
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,6 @@ def test_a_decay_per_episode_counts_episodes_only(episodes, value):
 def test_a_schedule_counts_until_its_time_is_over():
     schedule = Until(LinearSchedule(1.0, 0.5, 10), steps=20, after=0.1)
     assert [schedule(steps, 0) for steps in (0, 5, 10, 19, 20, 10**9)] == pytest.approx([1, 0.75, 0.5, 0.5, 0.1, 0.1])
-    assert (schedule.start, schedule.end) == (1.0, 0.1)
     assert Until(EpisodeDecay(0.8, 0.0, 0.5), steps=20)(19, episodes=2) == pytest.approx(0.2)
     assert Until(EpisodeDecay(0.8, 0.0, 0.5), steps=20)(20, episodes=2) == 0
 
@@ -65,10 +64,52 @@ def test_what_makes_no_schedule_is_refused_by_whoever_is_given_it(schedule, said
             PrioritizedReplayBuffer(beta=schedule)
 
 
-@pytest.mark.parametrize("schedule", [Until(LinearSchedule(), 10, after=1.5), Until(LinearSchedule(start=-0.1), 10)])
-def test_an_explorer_sees_through_to_both_ends(schedule):
-    with pytest.raises(ValueError, match=r"^collect\.explorer\.epsilon\.(start|end) must be in \[0, 1\]"):
-        EpsilonGreedy(schedule)
+@pytest.mark.parametrize(
+    ("schedule", "part"),
+    [
+        (Until(LinearSchedule(), 10, after=1.5), r"after must be {}, got 1\.5"),
+        (Until(LinearSchedule(-0.1, 0.5), 10, after=0.5), r"schedule\.start must be {}, got -0\.1"),
+        (Until(LinearSchedule(1.0, -1.0, 100), 100, after=0.5), r"schedule\.end must be {}, got -1\.0"),
+        (Until(Until(LinearSchedule(1.0, -1.0), 9, 0.5), 99, 0.5), r"schedule\.schedule\.end must be {}, got -1\.0"),
+        (ExponentialSchedule(2.0, np.inf), r"(start must be {}, got 2\.0|end must be {}, got inf)"),
+    ],
+)
+def test_numbers_are_looked_at_wherever_a_schedule_may_come(schedule, part):
+    fraction, positive = r"in \[0, 1\]", "above 0 and finite"
+    for kind in (EpsilonGreedy, EZGreedy):
+        with pytest.raises(ValueError, match=r"^collect\.explorer\.epsilon\." + part.replace("{}", fraction)):
+            kind(schedule)
+    with pytest.raises(ValueError, match=r"^data\.buffer\.beta\." + part.replace("{}", fraction)):
+        PrioritizedReplayBuffer(beta=schedule)
+    if schedule != Until(LinearSchedule(), 10, after=1.5):  # as a temperature it is none too large
+        with pytest.raises(ValueError, match=r"^collect\.explorer\.temperature\." + part.replace("{}", positive)):
+            Boltzmann(schedule)
+
+
+def test_a_schedule_of_ones_own_need_not_have_two_ends():
+    class Wave(Schedule):
+        def __call__(self, env_steps, episodes):
+            return 0.5 + 0.4 * np.sin(env_steps)
+
+    for schedule in (Wave(), Until(Wave(), 10, 0.5)):
+        assert EpsilonGreedy(schedule).schedules(0, 0) == {"epsilon": 0.5}
+        assert Boltzmann(schedule).schedules(0, 0) == {"temperature": 0.5}
+        assert PrioritizedReplayBuffer(beta=schedule).schedules(0) == {"beta": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("schedule", "counts"),
+    [
+        (LinearSchedule(), False),
+        (ExponentialSchedule(), False),
+        (EpisodeDecay(), True),
+        (Until(LinearSchedule(), 9), False),
+        (Until(EpisodeDecay(), 9), True),
+        (Until(Until(EpisodeDecay(), 9), 9), True),
+    ],
+)
+def test_a_schedule_says_whether_it_counts_episodes(schedule, counts):
+    assert schedule.counts_episodes is counts
 
 
 def test_an_exponential_schedule_may_rise():

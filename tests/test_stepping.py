@@ -7,6 +7,7 @@ import pytest
 from gymnasium.vector import AutoresetMode
 
 from lightning_dqn.experience.envs import make_envs
+from lightning_dqn.experience.faults import EnvironmentFailure
 from lightning_dqn.experience.stepping import SeededEnvs, episode_seeds
 from tests.environments import (
     CHAIN_LENGTH,
@@ -179,6 +180,39 @@ def test_what_a_native_step_returned_stays_as_it_was_though_the_environment_writ
         assert [step.observation[0, 0] for step in steps] == [1, 2, 0, 1]
     else:
         assert [step.next_observation[0, 0] for step in steps] == [1, 2, 3, 0]
+
+
+class FailsToReset(Mortal):
+    """Breaks down at the reset to one seed; where it is shows in its lives and in which of its actions are legal."""
+
+    def reset(self, *, seed=None, options=None):
+        if seed == 103:
+            raise OSError("cable")
+        observation, info = super().reset(seed=seed, options=options)
+        return observation, info | {"legal": np.array([self.t % 2 == 0, True])}
+
+    def step(self, action):
+        *outcome, info = super().step(action)
+        return *outcome, info | {"legal": np.array([self.t % 2 == 0, True])}
+
+
+KNOWN = "episode_seed", "episode_length", "episode_return", "action_mask", "_lives"
+
+
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+def test_after_a_reset_that_failed_everything_is_known_as_before_the_step(vectorization):
+    envs = make_envs(FailsToReset, 3, {"limits": (None, 3, 4)}, (), vectorization)
+    envs = SeededEnvs(envs, count(100), mask_key="legal", life_loss=True)  # of 3, 4 and any number of steps
+    with closing(envs):
+        envs.reset()
+        envs.step(zeros(3) + 1)
+        envs.step(zeros(3) + 1)
+        before = {name: getattr(envs, name).copy() for name in KNOWN}
+        with pytest.raises(EnvironmentFailure, match=r"environment 0 .* at step 0 of its episode \(episode seed 103\)"):
+            envs.step(zeros(3) + 1)
+        assert before["episode_length"].tolist() == [2, 2, 2]
+        for name in KNOWN:
+            assert (getattr(envs, name) == before[name]).all(), name
 
 
 # -- native environments that cannot reset their members alone ---------------------------------------------------------

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_dqn.schedules import LinearSchedule, Schedule
+from lightning_dqn.schedules import FRACTION, POSITIVE, LinearSchedule, Schedule
 
 
 def uniform_actions(legal: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.int64]:
@@ -258,10 +258,7 @@ class Boltzmann(Explorer):
 
     def __post_init__(self) -> None:
         self.temperature.check("collect.explorer.temperature")
-        for name in ("start", "end"):
-            value = getattr(self.temperature, name, 1.0)
-            if not 0 < value < math.inf:
-                raise ValueError(f"collect.explorer.temperature.{name} must be above 0 and finite, got {value}")
+        self.temperature.check_range("collect.explorer.temperature", POSITIVE)
 
     def schedules(self, env_steps: int, episodes: int) -> dict[str, float]:
         """The present temperature."""
@@ -278,7 +275,4 @@ class Boltzmann(Explorer):
 
 def _check_epsilon(epsilon: Schedule) -> None:
     epsilon.check("collect.explorer.epsilon")
-    for name in ("start", "end"):
-        value = getattr(epsilon, name, 0.0)
-        if not 0 <= value <= 1:
-            raise ValueError(f"collect.explorer.epsilon.{name} must be in [0, 1], got {value}")
+    epsilon.check_range("collect.explorer.epsilon", FRACTION)

@@ -18,7 +18,7 @@ from lightning_dqn.experience.pieces import Saved
 from lightning_dqn.experience.replay import ReplayBuffer
 from lightning_dqn.experience.rows import Place
 from lightning_dqn.experience.sum_tree import SumTree
-from lightning_dqn.schedules import EpisodeDecay, LinearSchedule, Schedule
+from lightning_dqn.schedules import FRACTION, LinearSchedule, Schedule
 from lightning_dqn.transition import ReplayBatch, Transition
 
 
@@ -53,13 +53,10 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         super().__init__(capacity, observations)
         if not 0 <= alpha <= 1:
             raise ValueError(f"data.buffer.alpha must be in [0, 1], got {alpha}")
-        if not isinstance(beta, Schedule) or isinstance(beta, EpisodeDecay):
+        if not isinstance(beta, Schedule) or beta.counts_episodes:
             raise ValueError(f"data.buffer.beta must be a schedule over environment steps, got {beta!r}")
         beta.check("data.buffer.beta")
-        for name in ("start", "end"):
-            value = getattr(beta, name, 0.0)
-            if not 0 <= value <= 1:
-                raise ValueError(f"data.buffer.beta.{name} must be in [0, 1], got {value}")
+        beta.check_range("data.buffer.beta", FRACTION)
         if not 0 <= epsilon < np.inf:
             raise ValueError(f"data.buffer.epsilon must be at least 0, got {epsilon}")
         self.alpha = alpha

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from lightning_dqn.experience.autoreset import members_reset_alone
 from lightning_dqn.experience.checked import check_batch, check_observations, is_finite
 from lightning_dqn.experience.envs import close_envs
-from lightning_dqn.experience.faults import naming_failures, reset_in_time, step_in_time
+from lightning_dqn.experience.faults import EnvironmentFailure, naming_failures, reset_in_time, step_in_time
 from lightning_dqn.experience.masks import as_mask
 
 
@@ -148,7 +148,8 @@ class SeededEnvs:
             action: Action indices in ``[0, num_actions)``, ``[N]``; the space's own ``start`` is added here.
 
         Raises:
-            EnvironmentFailure: If an environment breaks down, dies, or does not answer in time.
+            EnvironmentFailure: If an environment breaks down, dies, or does not answer in time. What there is to know
+                of the episodes is then as it was before the step.
             ValueError: If an environment returns a reward or observation that is NaN or infinite, or a mask without a
                 legal action; a native one also if they have not the shape or the kind of numbers they should have.
         """
@@ -156,6 +157,7 @@ class SeededEnvs:
         take = partial(step_in_time, self.envs, action, self.timeout)
         following, reward, terminated, truncated, info = self._own_step(*self._ask(take))
         valid = ~self._resets_next
+        before = self.episode_length, self.episode_return, self.action_mask, self._lives
         self.episode_length = length = self.episode_length + valid
         self.episode_return = total = self.episode_return + reward * valid
         self._check_finite(following, reward)
@@ -167,7 +169,7 @@ class SeededEnvs:
         reward = np.asarray(reward, np.float64)
         learned = self._as_learned(reward, terminated, info)
         done = terminated | truncated
-        observation = self._next_observation(done, following) if np.count_nonzero(done) else following
+        observation = self._next_observation(done, following, before) if np.count_nonzero(done) else following
         if not self.resets_alone:
             self._resets_next = done
         return VectorStep(
@@ -211,11 +213,20 @@ class SeededEnvs:
         self._note_lives(info, done)
         return observation
 
-    def _next_observation(self, done: NDArray[np.bool_], following: NDArray[Any]) -> NDArray[Any]:
-        if self.resets_alone:
+    def _next_observation(
+        self, done: NDArray[np.bool_], following: NDArray[Any], before: tuple[Any, ...]
+    ) -> NDArray[Any]:
+        if not self.resets_alone:
+            self._begin(done)
+            return following
+        seed = self.episode_seed.copy()
+        try:
             return self.start_episodes(done)
-        self._begin(done)
-        return following
+        except EnvironmentFailure:
+            # nobody will see this step: whoever brings the others back has to know where they were before it
+            self.episode_length, self.episode_return, self.action_mask, self._lives = before
+            self.episode_seed = seed
+            raise
 
     def _begin(self, done: NDArray[np.bool_]) -> None:
         # anew rather than in place: those of the step that led here have been handed out

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -32,6 +31,7 @@ from lightning_dqn.learner.metrics import EpisodeMetrics
 from lightning_dqn.learner.networks import HeadFactory, MLPTorso, QNetwork, TorsoFactory
 from lightning_dqn.learner.optimizers import make_lr_scheduler, make_optimizer
 from lightning_dqn.learner.requirements import check_optimizers, check_trainer
+from lightning_dqn.learner.skipping import SkippedUpdates
 from lightning_dqn.learner.targets import DoubleQLearning, TargetRule, check_that_they_fit
 from lightning_dqn.learner.threads import limit_threads, restore_threads
 from lightning_dqn.learner.watchers import updates_are_watched, why_not_compiled
@@ -128,8 +128,7 @@ class DQNLightningModule(LightningModule):
         self.max_skipped_updates = max_skipped_updates
         self.compile_updates = compile_updates
         self.gradient_steps = 0
-        self.skipped_updates = 0
-        self._skipped_in_a_row = 0
+        self._skipped = SkippedUpdates()
         self._random_states: list[dict[str, Any]] = []
         self.validation_metrics = EpisodeMetrics()
         self.test_metrics = EpisodeMetrics()
@@ -137,6 +136,7 @@ class DQNLightningModule(LightningModule):
         self._weights: _Weights | None = None
         self._watched = True
         self._ranks = 1
+        self._threads: int | None = None
         self._compiled: CompiledUpdate | None = None
         self._acting: CompiledForward | None = None
 
@@ -164,6 +164,11 @@ class DQNLightningModule(LightningModule):
             checkpoint_path, _ = newest_readable(checkpoint_path)
         loaded: Self = super().load_from_checkpoint(checkpoint_path, *args, **kwargs | {"weights_only": True})
         return loaded
+
+    @property
+    def skipped_updates(self) -> int:
+        """Updates of this run that were left out because their loss was not finite."""
+        return self._skipped.total
 
     def forward(self, observation: Tensor) -> Tensor:
         """Q-values ``[B, A]``, float32, of observations ``[B, *observation_shape]``."""
@@ -231,14 +236,21 @@ class DQNLightningModule(LightningModule):
             ValueError: If an optimizer made elsewhere would also move the target network.
         """
         check_optimizers(self.trainer.optimizers, self.target)
+        if self.trainer.ckpt_path is None:  # a fit from the start, perhaps not the first with this model
+            self._skipped.reset()
         self._threads = limit_threads(self.online)
         self._watched = updates_are_watched(self, DQNLightningModule)
         self._ranks = self.trainer.world_size
 
     def on_fit_end(self) -> None:
         """Gives the threads back, and forgets what was compiled for this run."""
+        self.leave_fit()
+
+    def leave_fit(self) -> None:
+        """What there is to do when a fit ends, in whatever way: Lightning tells its callbacks alone of an exception."""
         self._compiled = self._acting = None
-        restore_threads(self._threads)
+        threads, self._threads = self._threads, None
+        restore_threads(threads)
 
     def _apply(self, *args: Any, **kwargs: Any) -> Self:
         self._compiled = self._acting = None
@@ -317,7 +329,7 @@ class DQNLightningModule(LightningModule):
         if self._compiled is not None:
             plain._opt_called = True  # type: ignore[attr-defined]  # else schedulers warn that it has not taken a step
             for loss in torch.stack(self._iteration.losses).tolist():
-                self._note(loss)
+                self._skipped.note(loss, self.max_skipped_updates)
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Goes back through the losses, unless that was a part of what is compiled."""
@@ -342,9 +354,11 @@ class DQNLightningModule(LightningModule):
         return loss  # type: ignore[return-value]
 
     def on_after_backward(self) -> None:
-        """Leaves out an update whose loss is not finite, so that no weight ever is, and counts it.
+        """Leaves out an update whose loss is not finite, so that it moves no weight, and counts it.
 
-        Under several ranks it is their common gradient that has to be finite, so all leave out the same updates.
+        Under several ranks it is their common gradient that has to be finite, so all leave out the same updates. On one
+        rank nobody looks at gradients, which would take time in every update: one that is not finite though its loss
+        is, as that of a square root at 0, does reach the weights.
 
         Raises:
             FloatingPointError: After ``max_skipped_updates`` in a row.
@@ -353,7 +367,7 @@ class DQNLightningModule(LightningModule):
             return
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
         judged = self._iteration.losses[-1] if self._ranks == 1 or scaled else self._gradient_norm()
-        if self._note(judged.item()):
+        if self._skipped.note(judged.item(), self.max_skipped_updates):
             return
         self._iteration.td_errors[-1] = torch.full_like(self._iteration.td_errors[-1], torch.nan)
         if not scaled:  # a scaler leaves such updates out itself
@@ -364,21 +378,6 @@ class DQNLightningModule(LightningModule):
         gradients = [parameter.grad for parameter in self.online.parameters() if parameter.grad is not None]
         norm: Tensor = torch.stack(torch._foreach_norm(gradients)).norm()
         return norm
-
-    def _note(self, loss: float) -> bool:
-        """Counts losses that are not finite; whether this one is."""
-        if math.isfinite(loss):
-            self._skipped_in_a_row = 0
-            return True
-        self.skipped_updates += 1
-        self._skipped_in_a_row += 1
-        if self._skipped_in_a_row >= self.max_skipped_updates:
-            raise FloatingPointError(
-                f"model: the loss was not finite in {self._skipped_in_a_row} updates in a row, which were left out "
-                "(model.max_skipped_updates). Weights are those from before: lower the learning rate, clip gradients "
-                "(trainer.gradient_clip_val) or look at the rewards"
-            )
-        return False
 
     @torch.no_grad()
     def update_target(self) -> None:
@@ -415,6 +414,10 @@ class DQNLightningModule(LightningModule):
         if self.skipped_updates:
             self.log("train/skipped_updates", float(self.skipped_updates), batch_size=size)
 
+    def on_validation_start(self) -> None:
+        """Forgets the episodes of a validation that was broken off."""
+        self.validation_metrics.reset()
+
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Plays a batch of :class:`~lightning_dqn.experience.evaluation.EvaluationEpisodes` greedily."""
         self._play(batch, self.validation_metrics)
@@ -422,6 +425,10 @@ class DQNLightningModule(LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Logs ``val/return``, ``val/return_iqm`` and ``val/episode_length``."""
         self._log_episodes("val", self.validation_metrics)
+
+    def on_test_start(self) -> None:
+        """Forgets the episodes of a test that was broken off."""
+        self.test_metrics.reset()
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
         """Plays a batch of :class:`~lightning_dqn.experience.evaluation.EvaluationEpisodes` greedily."""
@@ -444,18 +451,20 @@ class DQNLightningModule(LightningModule):
         ]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the number of gradient steps, on which the target network's moves depend, and the shared generators.
+        """Adds the counts of updates, on which the target network's moves depend, and the shared generators.
 
         Averages that a callback makes of the weights are saved in their place, also where weights alone are.
         """
-        keep_averages(self.trainer, self, checkpoint)
+        if self._trainer is not None:  # a strategy can save a module that no Trainer has
+            keep_averages(self._trainer, self, checkpoint)
         checkpoint["gradient_steps"] = self.gradient_steps
+        checkpoint["skipped_updates"] = self._skipped.state_dict()
         checkpoint["random_state"] = shared_random_state()
         if self._ranks > 1:  # one rank writes for all
             checkpoint["random_states"] = of_all_ranks(self.trainer, checkpoint["random_state"])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes the number of gradient steps over.
+        """Takes the counts of updates over.
 
         Raises:
             ValueError: If the checkpoint is for other observations or actions, as from another environment.
@@ -468,6 +477,7 @@ class DQNLightningModule(LightningModule):
                     "environment (data.env_id)?"
                 )
         self.gradient_steps = checkpoint["gradient_steps"]
+        self._skipped.load_state_dict(checkpoint.get("skipped_updates", {}))
         alone = [checkpoint["random_state"]] if "random_state" in checkpoint else []
         self._random_states = checkpoint.get("random_states", alone)
 
