@@ -218,6 +218,19 @@ class DQNCLI(LightningCLI):
                 print(f"upload to Weights & Biases with: {logger.sync_command}")
 
 
+class Parsed(DQNCLI):
+    """A command line that is looked at: nothing is made of it, and nothing run."""
+
+    def instantiate_classes(self) -> None:
+        """Makes nothing."""
+
+    def _set_seed(self) -> None:
+        """Leaves the seed as it was given."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Runs nothing."""
+
+
 def _is_ours(args: list[str]) -> bool:
     """Whether a command line is none of Lightning's."""
     command, *rest = [*args, ""]

@@ -26,8 +26,9 @@ from lightning_dqn import (
 )
 from lightning_dqn.apps import export as exports
 from lightning_dqn.apps.command import Refusal
-from lightning_dqn.apps.export import Policy, export, observations
+from lightning_dqn.apps.export import export, observations
 from lightning_dqn.cli import main
+from lightning_dqn.learner.networks import QValues
 from tests.environments import Pictures
 
 PAGE = (Path(__file__).parent.parent / "docs/shipping.md").read_text()
@@ -155,7 +156,7 @@ def test_observations_are_those_of_the_environment():
 
 def test_a_network_that_says_something_else_is_refused_and_nothing_is_left(tmp_path, monkeypatch):
     def other(policy, example, path):
-        changed = Policy(network())
+        changed = QValues(network().online.eval())
         with torch.no_grad():
             changed.online.head.stream.layers[-1].bias += 1e-3
         write(changed, example, path)

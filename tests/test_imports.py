@@ -71,7 +71,7 @@ MAY_IMPORT = {
     "adam": {"functional"},
     "capture": set(),
     "graphs": {"capture"},
-    "compiled": {"adam", "graphs", "transition"},
+    "compiled": {"adam", "graphs", "networks", "transition"},
     "module": {
         "averages",
         "checkpoint_io",
@@ -169,7 +169,7 @@ MAY_IMPORT = {
     "trial": {"cli", "command", "runs", "signals", "space"},
     "study": {"command", "space", "trial"},
     "tune": {"command", "files", "shipped", "space", "trial"},
-    "export": {"command", "datamodule", "files", "module", "report"},
+    "export": {"command", "datamodule", "files", "module", "networks", "report"},
     "card": {"apps", "command", "files", "report", "runs"},
     "report": {"checkpoint_file", "command", "datamodule", "files", "module", "runs", "statistics"},
     # on the machines of a Ray cluster

@@ -10,7 +10,7 @@ from torch import nn, tensor
 from lightning_dqn.learner.categorical import CategoricalHead
 from lightning_dqn.learner.convolutions import NatureTorso
 from lightning_dqn.learner.heads import DuelingStream, ExpectedHead, LinearStream
-from lightning_dqn.learner.networks import MLPTorso, QNetwork, Torso
+from lightning_dqn.learner.networks import MLPTorso, QNetwork, QValues, Torso
 from lightning_dqn.learner.noisy import NoisyLinear
 from lightning_dqn.learner.quantile import ImplicitQuantileHead, QuantileHead
 
@@ -164,3 +164,12 @@ def test_a_layer_without_neurons_or_with_too_many_is_refused_by_name(sizes):
         MLPTorso([3], sizes)
     with pytest.raises(ValueError, match=rf"^model\.head\.stream\.{said}"):
         LinearStream(4, 2, 1, hidden_sizes=sizes)
+
+
+# QValues
+
+
+def test_q_values_are_the_means_of_the_returns():
+    network = QNetwork((4,), 3, partial(MLPTorso, hidden_sizes=(5,)), CategoricalHead)
+    observation = torch.randn(2, 4)
+    assert torch.equal(QValues(network)(observation), network(observation).q_values)

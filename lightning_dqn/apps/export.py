@@ -12,35 +12,19 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_dqn.apps.command import Arguments, Refusal, errors_only, needed
 from lightning_dqn.apps.report import load
 from lightning_dqn.experience.datamodule import ExperienceDataModule
 from lightning_dqn.files import NewFile, scratch_directory
 from lightning_dqn.learner.module import DQNLightningModule
+from lightning_dqn.learner.networks import QValues
 
 TOLERANCE = 1e-5
 _EPISODES = 8
 _LONGEST = 64  # steps of an episode that observations are taken from
 INPUT, OUTPUT = "observation", "q_values"
-
-
-class Policy(nn.Module):
-    """Observations in, Q-values out: what is exported.
-
-    Args:
-        module: Its online network is taken, in evaluation mode.
-    """
-
-    def __init__(self, module: DQNLightningModule) -> None:
-        super().__init__()
-        self.online = module.online.eval()
-
-    def forward(self, observation: Tensor) -> Tensor:
-        """Q-values ``[B, A]``, float32, of observations as the environment gives them, ``[B, *O]``."""
-        q_values: Tensor = self.online(observation).q_values
-        return q_values
 
 
 def command(arguments: list[str]) -> None:
@@ -89,7 +73,7 @@ def export(module: DQNLightningModule, observed: NDArray[Any], output: Path) -> 
     Raises:
         Refusal: If that is more than 1e-5 (of the largest Q-value, where that is above 1: float32 has seven digits).
     """
-    policy, (write, read) = Policy(module), _FORMATS[output.suffix]
+    policy, (write, read) = QValues(module.online.eval()), _FORMATS[output.suffix]
     with torch.no_grad():
         ours = policy(torch.from_numpy(observed)).numpy()
     with scratch_directory(output.absolute()) as scratch:
@@ -136,7 +120,7 @@ def observations(data: ExperienceDataModule, module: DQNLightningModule) -> NDAr
     return np.concatenate(seen)
 
 
-def _to_onnx(policy: Policy, example: Tensor, path: Path) -> None:
+def _to_onnx(policy: QValues, example: Tensor, path: Path) -> None:
     torch.onnx.export(
         policy,
         (example,),
@@ -157,7 +141,7 @@ def _from_onnx(path: Path) -> Callable[[NDArray[Any]], NDArray[np.float32]]:
     return lambda observation: session.run([OUTPUT], {INPUT: observation})[0]
 
 
-def _to_pt2(policy: Policy, example: Tensor, path: Path) -> None:
+def _to_pt2(policy: QValues, example: Tensor, path: Path) -> None:
     exported = torch.export.export(policy, (example,), dynamic_shapes={INPUT: {0: torch.export.Dim("batch")}})
     torch.export.save(exported, path)
 

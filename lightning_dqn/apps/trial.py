@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_dqn.apps.command import Refusal
 from lightning_dqn.apps.runs import flattened
 from lightning_dqn.apps.space import Domain, Value, closest
-from lightning_dqn.cli import DQNCLI
+from lightning_dqn.cli import DQNCLI, Parsed
 from lightning_dqn.signals import is_interrupted
 
 METRIC = "val/return"
@@ -20,7 +20,7 @@ Report = Callable[[float], bool]
 """Takes the score of a validation; says whether to go on."""
 
 
-class ParsedFit(DQNCLI):
+class ParsedFit(Parsed):
     """The settings of a fit, with nothing made of them.
 
     Args:
@@ -29,12 +29,6 @@ class ParsedFit(DQNCLI):
 
     def __init__(self, args: Sequence[str]) -> None:
         super().__init__(list(args), run=False)
-
-    def instantiate_classes(self) -> None:
-        """Makes nothing."""
-
-    def _set_seed(self) -> None:
-        """Leaves the seed as it was given."""
 
     @property
     def names(self) -> list[str]:

@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 
 from lightning_dqn.learner.adam import AdamInGraph
 from lightning_dqn.learner.graphs import compile_graph
+from lightning_dqn.learner.networks import QValues
 from lightning_dqn.transition import ReplayBatch, Transition
 
 
@@ -164,16 +165,6 @@ class CompiledUpdate:
         return [gradient * scale for gradient in gradients]
 
 
-class _QValues(nn.Module):
-    def __init__(self, online: nn.Module) -> None:
-        super().__init__()
-        self.online = online
-
-    def forward(self, observation: Tensor) -> Tensor:
-        q_values: Tensor = self.online(observation).q_values
-        return q_values
-
-
 class CompiledForward:
     """Q-values by one call of compiled code, for observations like the first; others take the usual way.
 
@@ -182,7 +173,7 @@ class CompiledForward:
     """
 
     def __init__(self, online: nn.Module) -> None:
-        self._network = _QValues(online)
+        self._network = QValues(online)
         tensors = _tensors_of(self._network)
         self._names, self._tensors = list(tensors), [tensor.detach() for tensor in tensors.values()]
         self._kind: tuple[torch.Size, torch.dtype] | None = None

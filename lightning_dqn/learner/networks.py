@@ -83,3 +83,20 @@ class QNetwork(nn.Module):
         """Returns of all actions for observations ``[B, *observation_shape]``."""
         returns: ReturnDistribution = self.head(self.torso(observation))
         return returns
+
+
+class QValues(nn.Module):
+    """Observations in, Q-values out: what is compiled for acting, and exported.
+
+    Args:
+        online: The network.
+    """
+
+    def __init__(self, online: nn.Module) -> None:
+        super().__init__()
+        self.online = online
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """Q-values ``[B, A]``, float32, of observations ``[B, *observation_shape]``."""
+        q_values: Tensor = self.online(observation).q_values
+        return q_values

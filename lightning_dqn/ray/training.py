@@ -20,7 +20,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 from lightning_dqn.apps.command import Refusal, at_least
-from lightning_dqn.cli import DQNCLI
+from lightning_dqn.cli import Parsed
 from lightning_dqn.collector import ExperienceCollector
 from lightning_dqn.complaints import last_line
 from lightning_dqn.ray.head import Cluster
@@ -52,8 +52,8 @@ class Fitted(NamedTuple):
     code: int
 
 
-class Parsed(DQNCLI):
-    """The settings of a ``fit``, looked at, with nothing made of them.
+class _ParsedFit(Parsed):
+    """The settings of a ``fit``.
 
     Args:
         args: Of the command line, without ``fit``.
@@ -63,15 +63,6 @@ class Parsed(DQNCLI):
     def __init__(self, args: Sequence[str], collector: type[ExperienceCollector]) -> None:
         self.collector = collector
         super().__init__(["fit", *args])
-
-    def instantiate_classes(self) -> None:
-        """Makes nothing."""
-
-    def _set_seed(self) -> None:
-        """Leaves the seed as it was given."""
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        """Runs nothing."""
 
 
 def fit_on_ray(
@@ -108,7 +99,7 @@ def fit_on_ray(
     at_least(-1, "--max_failures", max_failures)
     args = ["--config", str(config)] if isinstance(config, str | Path) else list(config)
     try:
-        checkpoint = Parsed(args, collector).config["fit"].get("ckpt_path")
+        checkpoint = _ParsedFit(args, collector).config["fit"].get("ckpt_path")
     except ValueError as error:
         raise Refusal(str(error)) from error
     if checkpoint:  # `last` is the last as of now
