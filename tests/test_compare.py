@@ -90,9 +90,41 @@ def test_different_environments_are_refused_and_nothing_is_written(folders, tmp_
     with pytest.raises(SystemExit) as ended:
         main(["compare", folders[0], str(other), "--output", "out"])
     assert ended.value.code == (
-        f"error: run: {folders[0]} is of CartPole-v1, {other} of Acrobot-v1: scores of different environments have no "
-        "scale in common; take the runs of one at a time"
+        f"error: run: data.env_id is CartPole-v1 in {folders[0]} and Acrobot-v1 in {other}: scores of different "
+        "environments have no scale in common; take the runs of one at a time"
     )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_seed_counts_once(folders, tmp_path, capsys):
+    again = make_run(tmp_path / "again", seed=2, returns=[0.0, 9.0], **{"data.n_step": 1})
+    main(["compare", *folders[:3], str(again)])
+    said = capsys.readouterr().out
+    assert said.startswith(f"left out: {folders[2]} (seed 2, as {again}); ")
+    assert re.search(r"\| runs \| 3 \| 200 \| 6\.7 \|", said)  # of 5, 6 and 9
+
+
+@pytest.mark.parametrize("output", ["taken", "taken/inside"])
+def test_a_place_that_is_taken_is_refused_before_anything_is_said(folders, tmp_path, capsys, output):
+    (tmp_path / "taken").write_text("of before")
+    with pytest.raises(SystemExit) as ended:
+        main(["compare", *folders, "--output", output])
+    assert ended.value.code == f"error: --output: {tmp_path}/taken is no folder; choose another name"
+    assert capsys.readouterr().out == ""
+    assert (tmp_path / "taken").read_text() == "of before"
+
+
+def test_a_place_that_is_not_ours_is_refused_before_anything_is_said(folders, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(compare.os, "access", lambda path, mode: path != tmp_path)
+    with pytest.raises(SystemExit, match=rf"^error: --output: nothing can be written to {tmp_path}; choose another"):
+        main(["compare", *folders, "--output", "out"])
+    assert capsys.readouterr().out == ""
+
+
+def test_figures_that_are_broken_are_named_before_anything_is_written(folders, tmp_path):
+    (tmp_path / "runs/1-1/metrics.csv").write_text("env_steps,val/return\n100,x\n")
+    with pytest.raises(SystemExit, match=r"^error: run: .*1-1/metrics.csv cannot be read: .*'x'; leave this run out"):
+        main(["compare", *folders, "--output", "out"])
     assert not (tmp_path / "out").exists()
 
 

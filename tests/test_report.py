@@ -1,14 +1,28 @@
 """Tests of agents: episodes, statistics, test.json and the table."""
 
+import importlib
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from lightning_dqn import ExperienceDataModule
+from lightning_dqn import DQNLightningModule, ExperienceDataModule
+from lightning_dqn.apps import report
 from lightning_dqn.apps.command import Refusal
-from lightning_dqn.apps.report import Evaluation, KeptEpisodes, Target, describe, load, place_of, play, summary, write
+from lightning_dqn.apps.report import (
+    Evaluation,
+    KeptEpisodes,
+    Target,
+    describe,
+    load,
+    place_of,
+    play,
+    summary,
+    write,
+    write_table,
+)
 from lightning_dqn.cli import main
 from tests.environments import Chain
 from tests.runs import QUIET, SMALL, make_run
@@ -97,8 +111,86 @@ def test_a_file_that_is_there_stays_if_there_is_no_place_for_another(tmp_path):
 
 def test_different_environments_are_refused_before_anything_is_played(tmp_path):
     one, other = make_run(tmp_path / "a"), make_run(tmp_path / "b", **{"data.env_id": "Acrobot-v1"})
-    with pytest.raises(SystemExit, match=r"error: run: .*a is of CartPole-v1, .*b of Acrobot-v1: scores of different"):
+    with pytest.raises(
+        SystemExit, match=r"error: run: data.env_id is CartPole-v1 in .*a and Acrobot-v1 in .*b: scores"
+    ):
         main(["test", str(one), str(other)])
+
+
+def test_several_trainings_are_refused_before_anything_is_played(tmp_path):
+    one, other = make_run(tmp_path / "a"), make_run(tmp_path / "b", seed=1, **{"data.n_step": 3})
+    with pytest.raises(SystemExit) as ended:
+        main(["test", str(one), str(other)])
+    assert ended.value.code == (
+        f"error: run: {one} and {other} are no seeds of one training: they differ in data.n_step; take one training "
+        "at a time, or `lightning-dqn compare`"
+    )
+
+
+@pytest.fixture
+def played(tmp_path, monkeypatch):
+    """Two runs of one seed and one of another, whose episodes return 1, 2 and 4."""
+    scores = {}
+    for name, (seed, score) in {"a": (0, 1.0), "b": (0, 2.0), "c": (1, 4.0)}.items():
+        path = make_run(tmp_path / name, seed=seed) / "checkpoints/best.ckpt"
+        path.parent.mkdir()
+        path.touch()
+        scores[path] = score
+    monkeypatch.setattr(report, "play", lambda path, _: an_agent([scores[path]] * 2, checkpoint=path))
+    return [str(path.parent.parent) for path in scores]
+
+
+def test_a_seed_counts_once_in_a_test(played, tmp_path, capsys):
+    main(["test", *played, played[2]])
+    said = capsys.readouterr().out
+    assert said.startswith(f"left out: {played[0]} (seed 0, as {played[1]}); ")
+    assert "the mean returns of 2 runs" in said
+    assert "| mean | 3.0 |" in said
+    assert said.endswith("\nevery episode in b/test.json\nevery episode in c/test.json\n")
+    assert [path.parent.name for path in sorted(tmp_path.glob("*/test.json"))] == ["b", "c"]
+
+
+def test_what_could_not_be_written_is_named(played, tmp_path, capsys, monkeypatch):
+    (tmp_path / "b/test.json").mkdir()
+    monkeypatch.setattr(report.os, "access", lambda path, mode: path != tmp_path / "c")
+    main(["test", *played[1:]])
+    said = capsys.readouterr().out
+    assert "| mean | 3.0 |" in said
+    assert said.endswith("\nno test.json in b: Is a directory\nno test.json in c: nothing can be written there\n")
+
+
+def test_the_table_is_written_as_json(played, capsys):
+    Path("table.json").write_text("of before")
+    main(["test", *played[1:], "--target", "5", "--output", "table.json"])
+    table = json.loads(Path("table.json").read_text())
+    assert capsys.readouterr().out.endswith("\nthe table in table.json\n")
+    assert (table["env_id"], table["target"]) == ("CartPole-v1", {"score": 5.0, "label": "--target"})
+    assert table["interval"] == "95 %, percentile bootstrap of the runs, 10000 resamples"
+    assert table["statistics"]["mean"] == {"value": 3.0, "low": 2.0, "high": 4.0}
+    assert table["statistics"]["optimality gap"]["value"] == 2.0
+    assert [(run["run"], run["checkpoint"], run["episodes"]) for run in table["runs"]] == [
+        ("b", "best.ckpt", 2),
+        ("c", "best.ckpt", 2),
+    ]
+    assert [run["mean"]["value"] for run in table["runs"]] == [2.0, 4.0]
+
+
+def test_of_one_run_the_table_is_over_its_episodes(tmp_path):
+    write_table([an_agent([1.0, 3.0])], tmp_path / "table.json")
+    table = json.loads((tmp_path / "table.json").read_text())
+    assert table["interval"].startswith("95 %, percentile bootstrap of the episodes")
+    assert table["statistics"]["mean"] == {"value": 2.0, "low": 1.0, "high": 3.0}
+
+
+def test_a_table_that_has_no_place_is_refused_before_anything_is_played(played, tmp_path, monkeypatch):
+    with pytest.raises(SystemExit, match=r"^error: --output: a is a folder; name a file in it$"):
+        main(["test", *played, "--output", "a"])
+    with pytest.raises(SystemExit, match=r"^error: --output: there is no folder none$"):
+        main(["test", *played, "--output", "none/table.json"])
+    monkeypatch.setattr(report.os, "access", lambda path, mode: False)
+    with pytest.raises(SystemExit, match=r"^error: --output: nothing can be written to \.; choose another folder$"):
+        main(["test", *played, "--output", "table.json"])
+    assert not list(tmp_path.glob("*/test.json"))
 
 
 def test_what_is_no_checkpoint_is_refused(tmp_path):
@@ -107,3 +199,39 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
         load(tmp_path / "best.ckpt")
     with pytest.raises(Refusal, match=r"ckpt_path: .*none.ckpt cannot be loaded: "):
         play(tmp_path / "none.ckpt")
+
+
+@pytest.mark.parametrize("lost", ["torso", "wrapper"])
+def test_a_class_that_cannot_be_found_is_refused_with_the_cure(tmp_path, monkeypatch, make_trainer, make_model, lost):
+    own = tmp_path / "room.py"
+    own.write_text(
+        "import gymnasium\nfrom lightning_dqn import MLPTorso\n"
+        "class RoomTorso(MLPTorso): ...\nclass RoomWrapper(gymnasium.Wrapper): ...\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    room = importlib.import_module("room")
+    data = ExperienceDataModule("CartPole-v1", wrappers=[room.RoomWrapper] if lost == "wrapper" else [], seed=0)
+    model = make_model(data, **({"torso": room.RoomTorso} if lost == "torso" else {}))
+    trainer = make_trainer()
+    trainer.validate(model, data, verbose=False)
+    trainer.save_checkpoint(tmp_path / "best.ckpt")
+    load(tmp_path / "best.ckpt")
+    own.unlink()
+    monkeypatch.delitem(sys.modules, "room")
+    importlib.invalidate_caches()
+    with pytest.raises(Refusal) as refused:
+        load(tmp_path / "best.ckpt")
+    field = "model.torso" if lost == "torso" else "data.wrappers"
+    assert str(refused.value) == (
+        f"ckpt_path: {tmp_path}/best.ckpt cannot be loaded: {field}: No module named 'room'; start in the folder where "
+        "the file of that class is, as it was then, or put it on PYTHONPATH"
+    )
+
+
+def test_an_error_without_words_is_named_by_its_kind(tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise OSError
+
+    monkeypatch.setattr(DQNLightningModule, "load_from_checkpoint", fail)
+    with pytest.raises(Refusal, match=r"best.ckpt cannot be loaded: OSError$"):
+        load(tmp_path / "best.ckpt")

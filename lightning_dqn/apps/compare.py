@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from itertools import combinations, cycle
 from pathlib import Path
 
 import numpy as np
 
-from lightning_dqn.apps.command import Arguments
-from lightning_dqn.apps.groups import Group, differences, read_groups
-from lightning_dqn.apps.report import same_environment
+from lightning_dqn.apps.command import Arguments, Refusal
+from lightning_dqn.apps.groups import Group, differences, read_groups, same_environment
 from lightning_dqn.apps.statistics import (
     Estimate,
     Scores,
@@ -43,14 +43,16 @@ def command(arguments: list[str]) -> None:
         arguments: Of the command line.
 
     Raises:
-        Refusal: If something is no run, or they are of several environments; nothing is written then.
+        Refusal: If something is no run, they are of several environments, or there is no place for the files;
+            nothing is written then.
     """
     parser = Arguments("compare", "Learning curves, performance profiles and probabilities of improvement of runs.")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run, or NAME=PATTERN for a group of them")
     parser.add_argument("--output", type=Path, default=Path("comparison"), help="folder for pictures and table")
     options = parser.parse_args(arguments)
+    _check_that_it_can_be_filled(options.output)
     groups = read_groups(options.runs)
-    same_environment({str(run.folder): run.env_id for group in groups for run in group.runs})
+    same_environment(run for group in groups for run in group.runs)
     found = improvements(groups)
     text = describe(groups, found)
     print(text)
@@ -143,6 +145,14 @@ def draw(groups: list[Group], improved: list[Improvement], folder: Path) -> list
         pictures.append(folder / "probability_of_improvement.png")
         _draw_improvements(improved, env_id, pictures[-1])
     return pictures
+
+
+def _check_that_it_can_be_filled(folder: Path) -> None:
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
+    if not there.is_dir():
+        raise Refusal(f"--output: {there} is no folder; choose another name")
+    if not os.access(there, os.W_OK):
+        raise Refusal(f"--output: nothing can be written to {there}; choose another folder")
 
 
 def _curve(x: Scores, estimated: Scores, label: str, color: str, dashed: bool) -> Curve:

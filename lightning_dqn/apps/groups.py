@@ -48,7 +48,7 @@ class Group(NamedTuple):
 
 
 def read_groups(arguments: Sequence[str]) -> list[Group]:
-    """The groups that a command line names.
+    """The groups that a command line names, each with one run of a seed.
 
     Args:
         arguments: Folders of runs, which are grouped by what they have learned with; and ``NAME=PATTERN``, a group.
@@ -56,7 +56,7 @@ def read_groups(arguments: Sequence[str]) -> list[Group]:
     Raises:
         Refusal: If one is no run, a pattern matches nothing, or a run was never validated.
     """
-    named: dict[str, list[Run]] = {}
+    named: dict[str, list[Path]] = {}
     folders = []
     for argument in arguments:
         name, is_named, pattern = argument.partition("=")
@@ -66,12 +66,13 @@ def read_groups(arguments: Sequence[str]) -> list[Group]:
         found = sorted(path for path in map(Path, glob.glob(pattern)) if path.is_dir())  # noqa: PTH207 (takes absolute ones)
         if not found:
             raise Refusal(f"run: no folder is named like {pattern} ({argument})")
-        named.setdefault(name, []).extend(read_runs(found))
-    unnamed = read_runs(folders) if folders else []
-    for run in (*unnamed, *(run for runs in named.values() for run in runs)):
+        named.setdefault(name, []).extend(found)
+    groups = [Group(name, read_runs(found)) for name, found in named.items()]
+    groups += by_what_differs(read_runs(folders)) if folders else []
+    groups = [group._replace(runs=one_of_each_seed(group.runs)) for group in groups]
+    for run in (run for group in groups for run in group.runs):
         if not run.curve(_METRIC):
             raise Refusal(f"run: {run.folder} was never validated: there is no {_METRIC} in its metrics.csv")
-    groups = [*(Group(name, runs) for name, runs in named.items()), *by_what_differs(unnamed)]
     twice = [group.name for group in groups if [other.name for other in groups].count(group.name) > 1]
     if twice:
         raise Refusal(f"run: two groups are called {twice[0]}; choose another name")
@@ -99,6 +100,48 @@ def by_what_differs(runs: Iterable[Run]) -> list[Group]:
     return [Group(name, group) for name, group in zip(names, same, strict=True)]
 
 
+def seeds_of_one_training(runs: Sequence[Run]) -> list[Run]:
+    """Runs that can be averaged, one of each seed.
+
+    Args:
+        runs: At least one.
+
+    Raises:
+        Refusal: If they are of several trainings; names what two of them differ in.
+    """
+    groups = by_what_differs(runs)
+    if len(groups) > 1:
+        one, other = (group.runs[0] for group in groups[:2])
+        first, *more = _classes_first(differences([one, other]))
+        raise Refusal(
+            f"run: {one.folder} and {other.folder} are no seeds of one training: they differ in {first}"
+            f"{f' and {len(more)} more' if more else ''}; take one training at a time, or `lightning-dqn compare`"
+        )
+    return one_of_each_seed(groups[0].runs)
+
+
+def one_of_each_seed(runs: Sequence[Run]) -> list[Run]:
+    """Of the runs of each seed the one that got furthest, of those the last; the others are named and left out.
+
+    A run that went on from a checkpoint has the curve of the one before in its own. Where the seed was left to chance,
+    none repeats another.
+
+    Args:
+        runs: Of one group.
+    """
+    furthest: dict[Any, Run] = {}
+    for run in runs:
+        before = furthest.get(_seeds_of(run))
+        if before is None or run.env_steps >= before.env_steps:
+            furthest[_seeds_of(run)] = run
+    kept = [run for run in runs if furthest[_seeds_of(run)] is run]
+    repeated = [run for run in runs if furthest[_seeds_of(run)] is not run]
+    if repeated:
+        named = (f"{run.folder} (seed {run.seed}, as {furthest[_seeds_of(run)].folder})" for run in repeated)
+        print(f"left out: {', '.join(named)}; of each seed the run that got furthest counts, the later on a tie")
+    return kept
+
+
 def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
     """Settings that are not the same in all.
 
@@ -108,15 +151,44 @@ def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
     Returns:
         By name, the value of each run; ``-`` where a run has no such setting.
     """
-    settings = [run.what_was_learned for run in runs]
+    return _unequal([run.what_was_learned for run in runs])
+
+
+def same_environment(runs: Iterable[Run]) -> None:
+    """Refuses what cannot be compared.
+
+    Args:
+        runs: That are to be.
+
+    Raises:
+        Refusal: If they are of several environments; names two runs and the setting.
+    """
+    first, *others = runs
+    for other in others:
+        for name, (one, another) in _unequal([first.environment, other.environment]).items():
+            raise Refusal(
+                f"run: {name} is {one} in {first.folder} and {another} in {other.folder}: scores of different "
+                "environments have no scale in common; take the runs of one at a time"
+            )
+
+
+def _unequal(settings: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
     names = dict.fromkeys(name for each in settings for name in each)
     values = {name: [each.get(name, _ABSENT) for each in settings] for name in names}
     return {name: each for name, each in values.items() if any(value != each[0] for value in each)}
 
 
+def _seeds_of(run: Run) -> Any:
+    return tuple(run.seeds.items()) or run.folder
+
+
+def _classes_first(names: Iterable[str]) -> list[str]:
+    # they say more than their arguments, which come and go with them
+    return sorted(names, key=lambda name: not name.endswith("class_path"))
+
+
 def _called(settings: dict[str, list[Any]], k: int) -> str:
-    # classes say more than their arguments, which come and go with them
-    order = sorted(settings, key=lambda name: not name.endswith("class_path"))
+    order = _classes_first(settings)
     said = [_short(name, settings[name][k]) for name in order[:_FEW]]
     if len(order) > _FEW:  # there may be others of this name
         said.append(f"({k + 1})")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +17,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torchmetrics.utilities import dim_zero_cat
 
 from lightning_dqn.apps.command import Arguments, Refusal, at_least
+from lightning_dqn.apps.groups import same_environment, seeds_of_one_training
 from lightning_dqn.apps.runs import folder_of_run, read_runs
 from lightning_dqn.apps.statistics import (
     RESAMPLES,
@@ -27,6 +30,7 @@ from lightning_dqn.apps.statistics import (
     optimality_gap,
 )
 from lightning_dqn.checkpoint_file import CheckpointError
+from lightning_dqn.complaints import in_one_line
 from lightning_dqn.experience.datamodule import ExperienceDataModule, data_of
 from lightning_dqn.files import NewFile
 from lightning_dqn.learner.module import DQNLightningModule
@@ -115,11 +119,10 @@ def load(checkpoint: Path, **settings: Any) -> tuple[ExperienceDataModule, DQNLi
     Raises:
         Refusal: If it cannot be loaded.
     """
-    try:
+    with _refused(checkpoint, "model"):
         module = DQNLightningModule.load_from_checkpoint(checkpoint, map_location="cpu")
+    with _refused(checkpoint, "data"):
         data = ExperienceDataModule.load_from_checkpoint(checkpoint, weights_only=True, **settings)
-    except (CheckpointError, OSError, KeyError, TypeError, ValueError) as error:
-        raise Refusal(f"ckpt_path: {checkpoint} cannot be loaded: {str(error).splitlines()[0]}") from error
     return data, module
 
 
@@ -145,18 +148,19 @@ def describe(tested: Sequence[Evaluation]) -> str:
     """
     first, lines = tested[0], []
     if len(tested) == 1:
-        scores, of = first.returns, f"{len(first.returns)} greedy episodes of one agent"
+        of = f"{len(first.returns)} greedy episodes of one agent"
         lines.append(f"{first.env_id}: {of}, after {first.env_steps:,} env steps")
     else:
-        scores, of = np.array([each.returns.mean() for each in tested]), f"the mean returns of {len(tested)} runs"
+        of = f"the mean returns of {len(tested)} runs"
         lines += ["| run | env steps | episodes | mean return | 95 % interval over episodes |", "|---|---|---|---|---|"]
         for each in tested:
             own = estimate(mean, each.returns[:, None])
-            name = "" if each.checkpoint is None else os.path.relpath(folder_of_run(each.checkpoint) or each.checkpoint)
-            lines.append(f"| {name} | {each.env_steps:,} | {len(each.returns)} | {own.value:.1f} | {own.interval()} |")
+            lines.append(
+                f"| {_name(each)} | {each.env_steps:,} | {len(each.returns)} | {own.value:.1f} | {own.interval()} |"
+            )
         lines += ["", f"{first.env_id}: {of}"]
     lines += ["", "| return | | 95 % interval |", "|---|---|---|"]
-    for name, found in summary(scores, first.target).items():
+    for name, found in summary(_scores(tested), first.target).items():
         if name == "optimality gap" and first.target is not None:
             name += f" to {first.target.score:g} ({first.target.label})"
         lines.append(f"| {name} | {found.value:.1f} | {found.interval()} |")
@@ -179,13 +183,37 @@ def write(tested: Evaluation, path: Path) -> None:
         "env_steps": tested.env_steps,
         "eval_seed": tested.eval_seed,
         "target": None if tested.target is None else tested.target._asdict(),
-        "interval": f"95 %, percentile bootstrap of the episodes, {RESAMPLES} resamples",
-        "statistics": {name: each._asdict() for name, each in summary(tested.returns, tested.target).items()},
+        **_statistics([tested]),
         "returns": tested.returns.tolist(),
         "lengths": [int(length) for length in tested.lengths],
     }
-    with NewFile(path) as file:
-        file.write((json.dumps(report, indent=1) + "\n").encode())
+    _write_json(report, path)
+
+
+def write_table(tested: Sequence[Evaluation], path: Path) -> None:
+    """Writes down as JSON what :func:`describe` says.
+
+    Args:
+        tested: Of one environment; one agent, or several seeds of a training.
+        path: Of the file.
+
+    Raises:
+        OSError: If that cannot be done; what was there is still there.
+    """
+    first = tested[0]
+    runs = [
+        {
+            "run": _name(each),
+            "checkpoint": None if each.checkpoint is None else each.checkpoint.name,
+            "env_steps": each.env_steps,
+            "eval_seed": each.eval_seed,
+            "episodes": len(each.returns),
+            "mean": estimate(mean, each.returns[:, None])._asdict(),
+        }
+        for each in tested
+    ]
+    target = None if first.target is None else first.target._asdict()
+    _write_json({"env_id": first.env_id, "target": target, **_statistics(tested), "runs": runs}, path)
 
 
 def read(path: Path) -> Evaluation:
@@ -231,47 +259,88 @@ def command(arguments: list[str]) -> None:
         arguments: Of the command line.
 
     Raises:
-        Refusal: If something is no run, or they are of several environments; nothing is played then.
+        Refusal: If something is no run, they are no seeds of one training, or there is no place for the output;
+            nothing is played then.
     """
     parser = Arguments("test", "Plays greedy episodes of several runs: mean, median, interquartile mean, intervals.")
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
     parser.add_argument("--checkpoint", choices=("best", "latest"), default="best", help="which one of each run")
     parser.add_argument("--episodes", type=int, help="of each run; data.eval_episodes of the run if not given")
     parser.add_argument("--target", type=float, help="score that the optimality gap is measured from")
+    parser.add_argument("--output", type=Path, help="JSON file for the table")
     options = parser.parse_args(arguments)
     if options.episodes is not None:
         at_least(1, "--episodes", options.episodes)
+    if options.output is not None:
+        _check_that_it_can_be_written(options.output)
     tested = [_of_target(play(path, options.episodes), options) for path in _checkpoints(options)]
-    for each in tested:
-        place = place_of(each, None)
-        if place is not None:
-            write(each, place)
-    print(describe(tested))
-    print(f"\n{FILE} in the folder of each run")
+    kept = [_kept(each) for each in tested]
+    print("\n".join([describe(tested), "", *kept]))
+    if options.output is not None:
+        write_table(tested, options.output)
+        print(f"the table in {options.output}")
 
 
 def _checkpoints(options: argparse.Namespace) -> list[Path]:
     runs = read_runs(options.runs)
-    same_environment({str(run.folder): run.env_id for run in runs})
-    return [run.checkpoint(options.checkpoint) for run in runs]
+    same_environment(runs)
+    return [run.checkpoint(options.checkpoint) for run in seeds_of_one_training(runs)]
 
 
-def same_environment(environments: dict[str, str]) -> None:
-    """Refuses what cannot be compared.
+def _check_that_it_can_be_written(path: Path) -> None:
+    if path.is_dir():
+        raise Refusal(f"--output: {path} is a folder; name a file in it")
+    if not path.absolute().parent.is_dir():
+        raise Refusal(f"--output: there is no folder {path.parent}")
+    if not os.access(path.absolute().parent, os.W_OK):
+        raise Refusal(f"--output: nothing can be written to {path.parent}; choose another folder")
 
-    Args:
-        environments: By whatever is to be compared.
 
-    Raises:
-        Refusal: If there are several; names two.
-    """
-    (one, env_id), *others = environments.items()
-    other = next(((name, each) for name, each in others if each != env_id), None)
-    if other is not None:
-        raise Refusal(
-            f"run: {one} is of {env_id}, {other[0]} of {other[1]}: scores of different environments have no scale in "
-            "common; take the runs of one at a time"
-        )
+def _kept(tested: Evaluation) -> str:
+    """Writes a test down; says where, or why not: what was played is not to be lost with it."""
+    place = place_of(tested, None)
+    if place is None:
+        return f"no {FILE} in {_name(tested)}: nothing can be written there"
+    try:
+        write(tested, place)
+    except OSError as error:
+        return f"no {FILE} in {_name(tested)}: {error.strerror or error}"
+    return f"every episode in {os.path.relpath(place)}"
+
+
+def _name(tested: Evaluation) -> str:
+    return "" if tested.checkpoint is None else os.path.relpath(folder_of_run(tested.checkpoint) or tested.checkpoint)
+
+
+def _scores(tested: Sequence[Evaluation]) -> Scores:
+    return tested[0].returns if len(tested) == 1 else np.array([each.returns.mean() for each in tested])
+
+
+def _statistics(tested: Sequence[Evaluation]) -> dict[str, Any]:
+    of = "episodes" if len(tested) == 1 else "runs"
+    found = summary(_scores(tested), tested[0].target)
+    return {
+        "interval": f"95 %, percentile bootstrap of the {of}, {RESAMPLES} resamples",
+        "statistics": {name: each._asdict() for name, each in found.items()},
+    }
+
+
+def _write_json(report: dict[str, Any], path: Path) -> None:
+    with NewFile(path) as file:
+        file.write((json.dumps(report, indent=1) + "\n").encode())
+
+
+@contextlib.contextmanager
+def _refused(checkpoint: Path, section: str) -> Iterator[None]:
+    try:
+        yield
+    except argparse.ArgumentError as error:  # of the parser that makes the classes a checkpoint names
+        why = re.sub(r"^module(?=[.:])", section, in_one_line(str(error)))
+        cure = "start in the folder where the file of that class is, as it was then, or put it on PYTHONPATH"
+        raise Refusal(f"ckpt_path: {checkpoint} cannot be loaded: {why}; {cure}") from error
+    except (CheckpointError, OSError, KeyError, TypeError, ValueError) as error:
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise Refusal(f"ckpt_path: {checkpoint} cannot be loaded: {why}") from error
 
 
 def _of_target(tested: Evaluation, options: argparse.Namespace) -> Evaluation:
