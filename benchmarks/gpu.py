@@ -4,11 +4,13 @@ An update is that of a shipped preset at its paper's size (84 x 84 x 4 images, 1
 minibatches on the device already. Its floor is the time of its floating-point operations at the rate of a large matrix
 product in the same precision, or of the bytes it must move at the rate of a large copy, whichever is longer; both rates
 are measured beside it (``floors.py`` says what is counted). From end to end is the configuration ``atari`` without
-logging and evaluation; its floor is the same environments stepped at random and the floor of the updates in between.
+logging and evaluation, with one update for four steps however many environments there are; its floor is the same
+environments stepped at random and the floor of the updates in between.
 
     python benchmarks/gpu.py
     python benchmarks/gpu.py --precision bf16-mixed --tf32
     python benchmarks/gpu.py --compiled
+    python benchmarks/gpu.py --compiled --presets --num-envs 256 --storage-device cuda
     python benchmarks/gpu.py --device cpu --updates 1 --repetitions 1 --batch-size 4 --env-steps 64
 """
 
@@ -48,6 +50,7 @@ PRESETS = {
 FUSED = ["--model.optimizer=torch.optim.Adam", "--model.optimizer.init_args.fused=true"]
 DTYPES = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 ATARI = "Atari DQN, env steps per second"
+STEPS_PER_UPDATE = 4  # as configs/env/atari.yaml has it
 
 
 class Screens(gym.Env[NDArray[np.uint8], np.int64]):
@@ -161,6 +164,10 @@ def measure_atari(options: argparse.Namespace, folder: str) -> Row | str:
     parts = 1 + options.repetitions
     changed = {f"trainer.{name}": value for name, value in settings(options).items()} | {
         "model.compile_updates": options.compiled,
+        "data.num_envs": options.num_envs,
+        "data.train_frequency": options.num_envs,
+        "data.gradient_steps": options.num_envs // STEPS_PER_UPDATE,
+        "data.storage_device": options.storage_device,
         "data.learning_starts": 32,
         "data.buffer.capacity": 50_000,
         "data.batch_size": options.batch_size or 32,
@@ -176,7 +183,8 @@ def measure_atari(options: argparse.Namespace, folder: str) -> Row | str:
     cli.trainer.callbacks.append(clock)  # type: ignore[attr-defined]
     cli.trainer.fit(model, datamodule=data)
     speed = clock.batches * data.train_frequency / clock.seconds
-    return Row(ATARI, speed, 1 / (step + update), clock.memory, work.kept)
+    what = f"{ATARI}, {data.num_envs} environments, replay on {data.storage_device}"
+    return Row(what, speed, 1 / (step + update), clock.memory, work.kept)
 
 
 def seconds_of_a_random_step(cli: DQNCLI, env_steps: int) -> float:
@@ -211,8 +219,12 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=0, help="instead of the presets' own")
     parser.add_argument("--updates", type=int, default=400, help="of one repetition")
     parser.add_argument("--env-steps", type=int, default=20_000, help="of one repetition; 0 leaves Atari out")
+    parser.add_argument("--num-envs", type=int, default=8, help="that Atari is played in; a multiple of 4")
+    parser.add_argument("--storage-device", choices=["cuda", "cpu"], default="cpu", help="where Atari's replay lies")
     parser.add_argument("--repetitions", type=int, default=5)
     options = parser.parse_args()
+    if options.num_envs < 1 or options.num_envs % STEPS_PER_UPDATE:
+        parser.error(f"--num-envs must be a multiple of {STEPS_PER_UPDATE}, got {options.num_envs}")
     warnings.filterwarnings("ignore", module="lightning")
     for talkative in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(talkative).setLevel(logging.ERROR)

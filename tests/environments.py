@@ -14,7 +14,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from lightning_dqn import ReplayBuffer, SharedFrames, Transition
+from lightning_dqn import PrioritizedReplayBuffer, ReplayBuffer, SharedFrames, Transition
 from lightning_dqn.experience.envs import make_envs
 from lightning_dqn.experience.stepping import SeededEnvs
 
@@ -516,6 +516,13 @@ class Mortal(Chain):
         return *outcome, {} if self.says == "when reset" else {"lives": self.lives - self.t // 3}
 
 
+class FilmedMortal(FilmedChain):
+    """The same in pictures."""
+
+    def __init__(self, **kwargs):
+        gym.Wrapper.__init__(self, Mortal(**kwargs))
+
+
 class ContinuousActions(Chain):
     """A chain whose action space is not Discrete."""
 
@@ -584,6 +591,14 @@ class FilmingBuffer(RecordingBuffer):
         before, after = map(FilmedChain.read, (drawn.observation, drawn.next_observation))
         self.sampled[-1] = drawn._replace(observation=before, next_observation=after)
         return batch
+
+
+class PrioritizedFilmingBuffer(FilmingBuffer, PrioritizedReplayBuffer):
+    """The same, drawn by priority."""
+
+    def __init__(self, capacity=100_000):
+        PrioritizedReplayBuffer.__init__(self, capacity, observations=SharedFrames(2, spare_frames=100))
+        self.added, self.sampled, self.added_before_sample = [], [], []
 
 
 gym.register("Chain-v0", entry_point=Chain, vector_entry_point=ChainVector)

@@ -351,6 +351,21 @@ def test_without_ale_it_says_what_to_install(monkeypatch):
         ExperienceDataModule("ALE/Pong-v5")
 
 
+@pytest.mark.parametrize("vectorization", FORMS)
+@pytest.mark.parametrize("folder", ["empty", "missing", "of another game"])
+def test_without_its_rom_it_says_in_one_line_how_to_get_it(monkeypatch, tmp_path, folder, vectorization):
+    roms_dir = tmp_path / folder
+    if folder != "missing":
+        roms_dir.mkdir()
+    if folder == "of another game":
+        (roms_dir / "pong.bin").write_bytes(b"no game")
+    monkeypatch.setenv("ALE_ROMS_DIR", str(roms_dir))
+    said = r"^data\.env_id: ALE/Pong-v5 has no ROM that can be read \(.*\): unset ALE_ROMS_DIR .*-reinstall ale-py$"
+    with pytest.raises(ValueError, match=said) as refused:
+        make_envs("ALE/Pong-v5", 1, {}, (), vectorization)
+    assert "\n" not in str(refused.value)
+
+
 def test_without_opencv_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "cv2", None)
     with pytest.raises(ValueError, match=r'^data\.env_id: .*OpenCV: pip install "lightning-dqn\[atari\]"$'):

@@ -16,10 +16,12 @@ from tests.environments import (
     Chain,
     ChainVector,
     FilmedChain,
+    FilmedMortal,
     FilmingBuffer,
     MaskedChain,
     MaskedChainVector,
     Mortal,
+    PrioritizedFilmingBuffer,
     RecordingBuffer,
     assert_masks_are_right,
     chain_episode,
@@ -62,6 +64,11 @@ ENVIRONMENTS = {
     },
     "async": {"env_id": Chain, "vectorization": "async"},
     "sync, in pictures": {"env_id": FilmedChain, "vectorization": "sync", "buffer": FilmingBuffer},
+    "sync, in pictures by priority": {
+        "env_id": FilmedChain,
+        "vectorization": "sync",
+        "buffer": PrioritizedFilmingBuffer,
+    },
     "async, in pictures": {"env_id": FilmedChain, "vectorization": "async", "buffer": FilmingBuffer},
     "native, mask honoured": {"env_id": ChainVector, "vectorization": "native"},
     "native, mask ignored": {
@@ -235,12 +242,34 @@ def test_one_environment_alone(make_trainer, make_model, tmp_path):
     assert started(buffer.all_added) == expected_starts(chain_steps(tmp_path / "log"), 3)
 
 
-@pytest.mark.parametrize(("n_step", "vectorization"), [(1, "sync"), (3, "sync"), (5, "sync"), (3, "async")])
+MORTAL = {
+    "sync": {"env_id": Mortal},
+    "async": {"env_id": Mortal, "vectorization": "async"},
+    "in pictures": {"env_id": FilmedMortal, "buffer": FilmingBuffer},
+    "in pictures by priority": {"env_id": FilmedMortal, "buffer": PrioritizedFilmingBuffer},
+}
+
+
+def by_name(rows):
+    """``(episode, t)`` of the step that each row starts with, and its reward, its discount and where it leads."""
+    names = chain_episode(rows.observation), rows.observation[..., 0].astype(int)
+    values = rows.reward, rows.discount, rows.next_observation[..., 0]
+    name, value = (zip(*(column.flatten().tolist() for column in columns), strict=True) for columns in (names, values))
+    return list(zip(name, value, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("n_step", "source"),
+    [
+        *((1, "sync"), (3, "sync"), (5, "sync"), (3, "async")),
+        *((1, "in pictures"), (3, "in pictures"), (3, "in pictures by priority")),
+    ],
+)
 def test_a_lost_life_closes_windows_and_rewards_are_clipped_one_by_one(
-    make_trainer, make_model, tmp_path, n_step, vectorization
+    make_trainer, make_model, tmp_path, n_step, source
 ):
-    source = {"env_id": Mortal, "vectorization": vectorization, "life_loss": True, "reward_clip": 2.5}
-    buffer, steps = collect(make_trainer, make_model, tmp_path / "log", n_step, 1000, **source)
+    settings = MORTAL[source] | {"life_loss": True, "reward_clip": 2.5}
+    buffer, steps = collect(make_trainer, make_model, tmp_path / "log", n_step, 40, **settings)
     taken = Counter(episode for episode, _, _ in steps)
 
     def window(episode, t):
@@ -254,11 +283,9 @@ def test_a_lost_life_closes_windows_and_rewards_are_clipped_one_by_one(
         if (found := window(episode, t)) is not None:
             last, goes_on = found
             reward = sum(GAMMA**k * min(t + k + 1, 2.5) for k in range(last - t))
-            expected[episode, t] = (reward, GAMMA ** (last - t) * goes_on, last)
-    rows = buffer.all_added
-    names = zip(chain_episode(rows.observation).tolist(), rows.observation[:, 0].astype(int).tolist(), strict=True)
-    values = zip(rows.reward.tolist(), rows.discount.tolist(), rows.next_observation[:, 0].tolist(), strict=True)
-    stored = list(zip(names, values, strict=True))
-    assert len(dict(stored)) == len(stored)
-    assert {name: pytest.approx(value) for name, value in expected.items()} == dict(stored)
-    assert len(stored) > 150
+            expected[episode, t] = pytest.approx((reward, GAMMA ** (last - t) * goes_on, last))
+    stored = by_name(buffer.all_added)
+    assert len(dict(stored)) == len(stored) > 150
+    assert expected == dict(stored)
+    for batch in buffer.sampled:
+        assert all(expected[name] == value for name, value in by_name(batch))

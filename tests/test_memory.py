@@ -1,9 +1,12 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from lightning_dqn import ExperienceDataModule, ReplayBuffer
-from lightning_dqn.experience.memory import available_memory, cgroup_headroom, check_fits
+from lightning_dqn.experience.memory import available_memory, cgroup_headroom, check_fits, ranks_here
+from lightning_dqn.experience.rows import Place
 from tests.environments import Chain, Counted
 
 GIB = 2**30
@@ -136,6 +139,52 @@ def test_a_limit_that_is_not_there_is_said_to_be_none(limits):
 def test_where_nothing_is_known_everything_fits(limits):
     limits(None, None)
     check_fits(2**60, "data.buffer.capacity")
+
+
+@pytest.mark.parametrize(
+    ("said", "ranks"),
+    [
+        ({}, 1),
+        ({"LOCAL_WORLD_SIZE": "4", "WORLD_SIZE": "8", "MASTER_ADDR": "127.0.0.1"}, 4),
+        ({"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}, 2),
+        ({"WORLD_SIZE": "8", "MASTER_ADDR": "10.0.0.1"}, 1),  # on how many machines nobody says
+    ],
+    ids=["one process", "torchrun", "Lightning, one machine", "Lightning, several machines"],
+)
+def test_ranks_on_this_machine_are_as_many_as_what_started_them_says(monkeypatch, said, ranks):
+    for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE", "MASTER_ADDR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
+    assert ranks_here() == ranks
+
+
+def test_what_all_ranks_of_a_machine_take_has_to_fit_together(limits, monkeypatch):
+    buffer, kind = ReplayBuffer(1000), ((4,), np.dtype("float32"))
+    limits(2 * buffer.num_bytes(*kind), None)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    buffer.allocate(*kind)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    with pytest.raises(MemoryError, match=r"^data\.buffer\.capacity: .* by 3 ranks on this machine"):
+        buffer.allocate(*kind)
+
+
+def test_the_error_names_what_all_ranks_need_and_what_each_does(limits, monkeypatch):
+    limits(8 * GIB, None)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    with pytest.raises(MemoryError, match=r"\(needed: 26\.00 GiB by 4 ranks on this machine, 6\.50 GiB each, "):
+        check_fits(13 * GIB // 2, "data.buffer.capacity")
+
+
+@pytest.mark.parametrize("place", [Place(Path("replay")), Place(device=torch.device("cuda"))], ids=["disk", "device"])
+def test_a_disk_says_itself_what_others_have_taken_and_an_accelerator_is_a_ranks_own(limits, monkeypatch, place):
+    limits(8 * GIB, None)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    monkeypatch.setattr("lightning_dqn.experience.memory.free_space", lambda directory: 6 * GIB)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (6 * GIB, 9 * GIB))
+    place.check_fits(5 * GIB, 2 * GIB, "data.buffer.capacity")
+    with pytest.raises(MemoryError, match="4 ranks on this machine"):
+        place.check_fits(5 * GIB, 2 * GIB + 1, "data.buffer.capacity")
 
 
 @pytest.fixture

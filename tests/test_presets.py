@@ -46,9 +46,9 @@ def make_cli(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["lightning-dqn"])
 
-    def make(preset, *args, run=False, shape=(4, 36, 36)):
+    def make(preset, *args, run=False, shape=(4, 36, 36), below=()):
         (tmp_path / "small.yaml").write_text(SMALL.format(shape=list(shape)))
-        configs = ["--config=small.yaml", f"--config={preset}"]
+        configs = [f"--config={name}" for name in (*below, "small.yaml", preset)]
         return DQNCLI([*["fit"] * run, *configs, *args], run=run)
 
     return make
@@ -100,10 +100,11 @@ def numbers_of(cli):
         "gamma": data.gamma,
         "starts": data.learning_starts,
         "replay": (type(buffer).__name__, buffer.capacity),
-        "epsilon": [epsilon(steps, 0) for steps in (0, 500_000, 1_000_000, 2_000_000, 24_999_999, 25_000_000)],
+        "epsilon": [epsilon(steps, 0) for steps in (0, 50_000, 500_000, 1_000_000, 2_000_000, 24_999_999, 25_000_000)],
     }
     if hasattr(buffer, "alpha"):
-        numbers["priorities"] = (buffer.alpha, [buffer.beta(steps, 0) for steps in (0, 25_000_000, 50_000_000)])
+        beta = [buffer.beta(steps, 0) for steps in (0, 1_000_000, 25_000_000, 50_000_000)]
+        numbers["priorities"] = (buffer.alpha, beta)
     if hasattr(head, "support"):
         numbers["atoms"] = (len(head.support), head.support[0].item(), head.support[-1].item())
     if hasattr(head, "num_cosines"):
@@ -135,10 +136,28 @@ NUMBERS = {
         "gamma": 0.99,
         "starts": 80_000 // 4,
         "replay": ("PrioritizedReplayBuffer", 1_000_000),
-        "epsilon": [0.0] * 6,
-        "priorities": (0.5, pytest.approx([0.4, 0.7, 1.0])),
+        "epsilon": [0.0] * 7,
+        "priorities": (0.5, pytest.approx([0.4, 0.412, 0.7, 1.0])),
         "atoms": (51, -10.0, 10.0),
         "sigma": {0.5},
+    },
+    "rainbow_minatar": ADAM
+    | CLIPPED
+    | {
+        "lr": 0.00025,
+        "eps": 0.01 / 32,
+        "rule": "DoubleQLearning",
+        "head": "CategoricalHead",
+        "target": (1_000 // 4, 1.0),
+        "batch_size": 32,
+        "n_step": 3,
+        "gamma": 0.99,
+        "starts": 5_000,
+        "replay": ("PrioritizedReplayBuffer", 100_000),
+        "epsilon": pytest.approx([1.0, 0.55, 0.1, 0.1, 0.1, 0.1, 0.1]),
+        "priorities": (0.5, pytest.approx([0.4, 0.7, 1.0, 1.0])),
+        "atoms": (51, -10.0, 10.0),
+        "sigma": {0.1},
     },
     "iqn_atari": ADAM
     | UNCLIPPED
@@ -153,7 +172,7 @@ NUMBERS = {
         "gamma": 0.99,
         "starts": 50_000,
         "replay": ("ReplayBuffer", 1_000_000),
-        "epsilon": pytest.approx([1.0, 0.505, 0.01, 0.01, 0.01, 0.01]),
+        "epsilon": pytest.approx([1.0, 0.9505, 0.505, 0.01, 0.01, 0.01, 0.01]),
         "fractions": (64, 64, 32, 64),
         "kappa": 1.0,
     },
@@ -170,8 +189,8 @@ NUMBERS = {
         "gamma": 0.997,
         "starts": 200_000,
         "replay": ("PrioritizedReplayBuffer", 2**20),
-        "epsilon": pytest.approx([1.0, 0.7525, 0.505, 0.01, 0.01, 0.0]),
-        "priorities": (0.2, pytest.approx([0.2, 0.2, 0.2])),
+        "epsilon": pytest.approx([1.0, 0.97525, 0.7525, 0.505, 0.01, 0.01, 0.0]),
+        "priorities": (0.2, pytest.approx([0.2, 0.2, 0.2, 0.2])),
         "fractions": (8, 8, 8, 64),
         "kappa": 1.0,
         "sigma": {0.5},
@@ -179,9 +198,17 @@ NUMBERS = {
 }
 
 
-@pytest.mark.parametrize("preset", NUMBERS)
+@pytest.mark.parametrize("preset", [preset for preset in NUMBERS if preset != "rainbow_minatar"])
 def test_the_numbers_are_those_of_the_paper(preset, make_cli):
     assert numbers_of(make_cli(preset, shape=(4, 84, 84))) == NUMBERS[preset]
+
+
+def test_the_numbers_of_rainbow_on_minatar_are_those_that_its_head_says(make_cli):
+    cli = make_cli("rainbow_minatar", shape=MINATAR, below=["minatar"])
+
+    assert numbers_of(cli) == NUMBERS["rainbow_minatar"]
+    data = cli.datamodule
+    assert (data.num_envs, data.train_frequency, data.gradient_steps) == (32, 32, 8)
 
 
 def test_beyond_the_rainbow_acts_in_64_environments_and_learns_once_for_64_steps(make_cli):

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_dqn.learner.convolutions import ImpalaTorso, NatureTorso
+from lightning_dqn.learner.convolutions import ImpalaTorso, MinAtarTorso, NatureTorso
 from lightning_dqn.learner.networks import MLPTorso, Torso
 from lightning_dqn.learner.spectral import SpectralConv2d
-from lightning_dqn.learner.trying import check_torso
+from lightning_dqn.learner.trying import check_dtype, check_torso
 
 
 class Layers(Torso):
@@ -103,6 +103,7 @@ def test_neither_buffers_nor_random_numbers_move(torso, shape):
     generator = torch.get_rng_state()
 
     check_torso(torso, shape)
+    check_dtype(torso, shape, "uint8")
 
     assert torch.equal(torch.get_rng_state(), generator)
     assert before
@@ -119,3 +120,32 @@ def test_what_a_torso_keeps_of_its_own_stays_as_it_was():
 
 def test_a_torso_is_tried_where_its_weights_are():
     check_torso(partial(MLPTorso, hidden_sizes=(8,))((4,)).to("meta"), (4,))
+
+
+@pytest.mark.parametrize(
+    ("torso", "shape", "dtype"),
+    [
+        (NatureTorso((1, 36, 36)), (1, 36, 36), "uint8"),
+        (MinAtarTorso((4, 10, 10)), (4, 10, 10), "bool"),
+        (MLPTorso((4,)), (4,), "float64"),
+        (Table(), (2,), "int64"),
+        # what layers do not take they may take in another precision
+        (Layers(8, nn.Linear(4, 8)), (4,), "float16"),
+        # and what torch has not is refused by the buffer
+        (MLPTorso((4,)), (4,), "longdouble"),
+    ],
+)
+def test_numbers_that_a_torso_does_not_refuse_itself_are_taken(torso, shape, dtype):
+    check_dtype(torso, shape, dtype)
+
+
+def test_numbers_that_a_torso_refuses_are_refused_in_its_words_and_one_line():
+    class Picky(Layers):
+        def forward(self, observation):
+            raise ValueError(f"not {observation.dtype}\nat all")
+
+    advice = "the observations of data.env_id are float32: choose another torso, or a wrapper in data.wrappers"
+    with pytest.raises(ValueError, match=rf"^model\.torso: not torch\.float32; {advice} that makes them"):
+        check_dtype(Picky(4), (4,), "float32")
+    with pytest.raises(ValueError, match=rf"^model\.torso: NatureTorso scales uint8 .*, got torch\.float32; {advice}"):
+        check_dtype(NatureTorso((1, 36, 36)), (1, 36, 36), "float32")

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ale_py.vector_env import AtariVectorEnv
 
 _INSTALL = 'pip install "lightning-dqn[atari]"'
+_MEND = "unset ALE_ROMS_DIR if it is set, or python -m pip install --force-reinstall ale-py"
 _SIZE = 84
 
 
@@ -30,14 +31,19 @@ def atari_spec(env_id: str) -> EnvSpec:
         env_id: As ALE registers it, ``ALE/Pong-v5``.
 
     Raises:
-        ImportError: If ale-py is not installed; says how to.
+        ImportError: If ale-py is not installed, or the game's ROM is missing or not the right one; says how to mend it.
         gymnasium.error.Error: If there is no such game.
     """
     try:
-        import ale_py  # noqa: F401  # registers its games
+        from ale_py import roms  # registers its games, too
     except ImportError as missing:
         raise ImportError(f"{env_id} needs ale-py: {_INSTALL}") from missing
     known = gym.spec(env_id)
+    try:
+        roms.get_rom_path(known.kwargs["game"])
+    except OSError as missing:
+        said = str(missing).partition("\n")[0]
+        raise ImportError(f"{env_id} has no ROM that can be read ({said}): {_MEND}") from missing
     return EnvSpec(
         known.id,
         entry_point="lightning_dqn.experience.atari:make_atari",

@@ -10,6 +10,7 @@ import torch
 from lightning_dqn.files import free_space
 
 _CGROUP = Path("/sys/fs/cgroup")
+_THIS_MACHINE = ("127.0.0.1", "localhost")
 
 
 def available_memory() -> int | None:
@@ -47,22 +48,34 @@ def cgroup_headroom(root: Path = _CGROUP, membership: Path = Path("/proc/self/cg
     return min((room for room in headrooms if room is not None), default=None)
 
 
+def ranks_here() -> int:
+    """Processes that learn together on this machine, as far as what started them says; 1 where nothing does."""
+    local = os.environ.get("LOCAL_WORLD_SIZE")
+    if local is None and os.environ.get("MASTER_ADDR") in _THIS_MACHINE:
+        # Lightning's own launcher tells the number of all, who are here where the first is found here
+        local = os.environ.get("WORLD_SIZE")
+    return int(local or 1)
+
+
 def check_fits(num_bytes: int, field: str) -> None:
     """Refuses what would not fit in memory; nothing is allocated.
 
+    Memory is taken only as the buffer fills up, so what other ranks on this machine will take still looks free.
+
     Args:
-        num_bytes: How much is going to be allocated.
+        num_bytes: How much each rank is going to allocate.
         field: Named in the error.
 
     Raises:
         MemoryError: With the three numbers: what is needed, what is free, and what the control group leaves.
     """
-    free, headroom = available_memory(), cgroup_headroom()
+    free, headroom, ranks = available_memory(), cgroup_headroom(), ranks_here()
     limits = [limit for limit in (free, headroom) if limit is not None]
-    if limits and num_bytes > min(limits):
+    if limits and ranks * num_bytes > min(limits):
+        each = f" by {ranks} ranks on this machine, {_gib(num_bytes)} each" if ranks > 1 else ""
         raise MemoryError(
-            f"{field}: the replay buffer does not fit; choose a smaller capacity (needed: {_gib(num_bytes)}, "
-            f"available memory: {_gib(free)}, left by the cgroup limit: {_gib(headroom)})"
+            f"{field}: the replay buffer does not fit; choose a smaller capacity (needed: {_gib(ranks * num_bytes)}"
+            f"{each}, available memory: {_gib(free)}, left by the cgroup limit: {_gib(headroom)})"
         )
 
 
