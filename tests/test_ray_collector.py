@@ -201,6 +201,7 @@ def is_running(pid):
     return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
 
 
+@pytest.mark.slow
 @on_ray
 def test_actors_that_are_killed_are_replaced_and_nothing_received_is_lost(make_trainer, make_model, tmp_path):
     kill_actors(make_trainer, make_model, tmp_path, count=3, every=10)

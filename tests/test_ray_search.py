@@ -50,6 +50,7 @@ def test_ctrl_c_ends_the_workers_and_the_same_command_goes_on(cluster, tmp_path)
     assert [trial.state.name for trial in trials_in(tmp_path)].count("COMPLETE") == 2
 
 
+@pytest.mark.slow
 def test_more_workers_than_the_cluster_has_room_for_are_refused(cluster, tmp_path):
     assert start(tmp_path, cluster, *TUNE, "--workers=3").wait(120) == 1
     assert "error: --workers 3 of 1 CPU each: the cluster has 2 CPU; take fewer" in said_in(tmp_path)

@@ -38,6 +38,7 @@ def check(runs, algorithm, num_envs, folder, epochs):
     print(f"\n{algorithm}, {num_envs} environments: {len(runs)} of {len(runs)} the same in {len(runs[0])} hashes")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("algorithm", "num_envs"), [("rainbow", 4)])
 def test_one_seed_is_one_run(tmp_path, algorithm, num_envs):
     runs = [hashes(in_a_process, algorithm, num_envs, tmp_path / str(run), 1) for run in range(2)]
