@@ -51,9 +51,7 @@ class GracefulInterrupt(Callback):
         self._previous: dict[signal.Signals, Any] = {}
         self._requeue: signal.Signals | None = None
         self._ends_process = False
-        self._period: int | None = None
-        self._limit: int | float | None = None
-        self._least: tuple[int | None, int | None] | None = None
+        self._changed: list[tuple[Any, str, Any]] = []  # settings of the Trainer, and what they were
         self._agreement = _Agreement()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -99,8 +97,7 @@ class GracefulInterrupt(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Sees to it that the last epoch is validated."""
         if trainer.current_epoch + 1 == trainer.max_epochs and trainer.check_val_every_n_epoch not in (None, 1):
-            self._period = trainer.check_val_every_n_epoch
-            trainer.check_val_every_n_epoch = 1
+            self._change(trainer, "check_val_every_n_epoch", 1)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -138,11 +135,11 @@ class GracefulInterrupt(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stops listening."""
-        self._put_back(trainer)
+        self._put_back()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Stops listening."""
-        self._put_back(trainer)
+        self._put_back()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Ends the process if that is what was asked for; everything else has been closed by then."""
@@ -167,22 +164,21 @@ class GracefulInterrupt(Callback):
     def _stop(self, trainer: Trainer, number: signal.Signals) -> None:
         self.interrupted = trainer.should_stop = True
         self._ends_process = number == signal.SIGTERM
-        self._limit, trainer.limit_val_batches = trainer.limit_val_batches, 0  # a stop would validate
-        loop = trainer.fit_loop
-        self._least = loop.min_epochs, loop.epoch_loop.min_steps  # which would have the Trainer go on
-        loop.min_epochs = loop.epoch_loop.min_steps = None
+        self._change(trainer, "limit_val_batches", 0)  # a stop would validate
+        self._change(trainer.fit_loop, "min_epochs", None)  # with a least length the Trainer would go on
+        self._change(trainer.fit_loop.epoch_loop, "min_steps", None)
 
-    def _put_back(self, trainer: Trainer) -> None:
+    def _change(self, owner: Any, name: str, value: Any) -> None:
+        self._changed.append((owner, name, getattr(owner, name)))
+        setattr(owner, name, value)
+
+    def _put_back(self) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous = {}
-        if self._period is not None:
-            trainer.check_val_every_n_epoch, self._period = self._period, None
-        if self._limit is not None:
-            trainer.limit_val_batches, self._limit = self._limit, None
-        if self._least is not None:
-            trainer.fit_loop.min_epochs, trainer.fit_loop.epoch_loop.min_steps = self._least
-            self._least = None
+        while self._changed:  # the last first: one that was changed twice gets what it had at first
+            owner, name, value = self._changed.pop()
+            setattr(owner, name, value)
 
 
 class _Agreement:
