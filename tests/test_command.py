@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from lightning_dqn.apps.command import Arguments, Refusal, at_least, errors_only, needed
+from lightning_dqn.apps.command import Arguments, Refusal, at_least, check_output_file, errors_only, needed
 from lightning_dqn.cli import main
 
 
@@ -26,6 +26,19 @@ def test_numbers_have_a_least():
     assert at_least(1, "--workers", 1) == 1
     with pytest.raises(Refusal, match=r"^--workers must be at least 1, got 0$"):
         at_least(1, "--workers", 0)
+
+
+def test_an_output_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
+    check_output_file(tmp_path / "new.json")
+    (tmp_path / "old.json").write_text("{}")
+    check_output_file(tmp_path / "old.json")
+    with pytest.raises(Refusal, match=r"^--output: .* is a folder; name a file in it$"):
+        check_output_file(tmp_path)
+    with pytest.raises(Refusal, match=r"^--output: there is no folder .*none$"):
+        check_output_file(tmp_path / "none" / "new.json")
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(Refusal, match=r"^--output: nothing can be written to .*; choose another folder$"):
+        check_output_file(tmp_path / "new.json")
 
 
 def test_a_library_that_is_not_there_is_named_with_the_command_that_brings_it(monkeypatch):

@@ -1,24 +1,19 @@
 """Tests of agents: episodes, statistics, test.json and the table."""
 
-import importlib
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from lightning_dqn import DQNLightningModule, ExperienceDataModule
+from lightning_dqn import ExperienceDataModule
 from lightning_dqn.apps import report
-from lightning_dqn.apps.command import Refusal
 from lightning_dqn.apps.report import (
     Evaluation,
     KeptEpisodes,
     Target,
     describe,
-    load,
     place_of,
-    play,
     summary,
     write,
     write_table,
@@ -191,47 +186,3 @@ def test_a_table_that_has_no_place_is_refused_before_anything_is_played(played, 
     with pytest.raises(SystemExit, match=r"^error: --output: nothing can be written to \.; choose another folder$"):
         main(["test", *played, "--output", "table.json"])
     assert not list(tmp_path.glob("*/test.json"))
-
-
-def test_what_is_no_checkpoint_is_refused(tmp_path):
-    (tmp_path / "best.ckpt").write_bytes(b"nothing")
-    with pytest.raises(Refusal, match=r"ckpt_path: .*best.ckpt cannot be loaded: "):
-        load(tmp_path / "best.ckpt")
-    with pytest.raises(Refusal, match=r"ckpt_path: .*none.ckpt cannot be loaded: "):
-        play(tmp_path / "none.ckpt")
-
-
-@pytest.mark.parametrize("lost", ["torso", "wrapper"])
-def test_a_class_that_cannot_be_found_is_refused_with_the_cure(tmp_path, monkeypatch, make_trainer, make_model, lost):
-    own = tmp_path / "room.py"
-    own.write_text(
-        "import gymnasium\nfrom lightning_dqn import MLPTorso\n"
-        "class RoomTorso(MLPTorso): ...\nclass RoomWrapper(gymnasium.Wrapper): ...\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    room = importlib.import_module("room")
-    data = ExperienceDataModule("CartPole-v1", wrappers=[room.RoomWrapper] if lost == "wrapper" else [], seed=0)
-    model = make_model(data, **({"torso": room.RoomTorso} if lost == "torso" else {}))
-    trainer = make_trainer()
-    trainer.validate(model, data, verbose=False)
-    trainer.save_checkpoint(tmp_path / "best.ckpt")
-    load(tmp_path / "best.ckpt")
-    own.unlink()
-    monkeypatch.delitem(sys.modules, "room")
-    importlib.invalidate_caches()
-    with pytest.raises(Refusal) as refused:
-        load(tmp_path / "best.ckpt")
-    field = "model.torso" if lost == "torso" else "data.wrappers"
-    assert str(refused.value) == (
-        f"ckpt_path: {tmp_path}/best.ckpt cannot be loaded: {field}: No module named 'room'; start in the folder where "
-        "the file of that class is, as it was then, or put it on PYTHONPATH"
-    )
-
-
-def test_an_error_without_words_is_named_by_its_kind(tmp_path, monkeypatch):
-    def fail(*args, **kwargs):
-        raise OSError
-
-    monkeypatch.setattr(DQNLightningModule, "load_from_checkpoint", fail)
-    with pytest.raises(Refusal, match=r"best.ckpt cannot be loaded: OSError$"):
-        load(tmp_path / "best.ckpt")

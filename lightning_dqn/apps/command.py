@@ -6,7 +6,9 @@ import argparse
 import contextlib
 import importlib
 import logging
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
 
@@ -45,6 +47,24 @@ def at_least(least: int, name: str, value: int) -> int:
     if value < least:
         raise Refusal(f"{name} must be at least {least}, got {value}")
     return value
+
+
+def check_output_file(path: Path) -> None:
+    """Refuses an ``--output`` that no file can be written to; what is there may be replaced.
+
+    Args:
+        path: Of the file.
+
+    Raises:
+        Refusal: If it is a folder, its own is missing, or nothing can be written there.
+    """
+    folder = path.absolute().parent
+    if path.is_dir():
+        raise Refusal(f"--output: {path} is a folder; name a file in it")
+    if not folder.is_dir():
+        raise Refusal(f"--output: there is no folder {path.parent}")
+    if not os.access(folder, os.W_OK):
+        raise Refusal(f"--output: nothing can be written to {path.parent}; choose another folder")
 
 
 def needed(module: str, extra: str) -> ModuleType:

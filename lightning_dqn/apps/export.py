@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_dqn.apps.command import Arguments, Refusal, errors_only, needed
-from lightning_dqn.apps.report import load
+from lightning_dqn.apps.command import Arguments, Refusal, check_output_file, errors_only, needed
+from lightning_dqn.apps.loading import load
 from lightning_dqn.experience.datamodule import ExperienceDataModule
 from lightning_dqn.files import NewFile, scratch_directory
 from lightning_dqn.learner.module import DQNLightningModule
@@ -44,8 +44,7 @@ def command(arguments: list[str]) -> None:
     output: Path = options.output
     if output.suffix not in _FORMATS:
         raise Refusal(f"--output must end in {' or '.join(_FORMATS)}, got {output.name}")
-    if not output.absolute().parent.is_dir():
-        raise Refusal(f"--output: there is no folder {output.parent}")
+    check_output_file(output)
     if output.suffix == ".onnx":
         for library in ("onnx", "onnxscript", "onnxruntime"):
             needed(library, "export")

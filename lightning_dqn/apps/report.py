@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,8 +14,9 @@ import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torchmetrics.utilities import dim_zero_cat
 
-from lightning_dqn.apps.command import Arguments, Refusal, at_least
+from lightning_dqn.apps.command import Arguments, Refusal, at_least, check_output_file
 from lightning_dqn.apps.groups import same_environment, seeds_of_one_training
+from lightning_dqn.apps.loading import load
 from lightning_dqn.apps.runs import folder_of_run, read_runs
 from lightning_dqn.apps.statistics import (
     RESAMPLES,
@@ -29,11 +28,8 @@ from lightning_dqn.apps.statistics import (
     median,
     optimality_gap,
 )
-from lightning_dqn.checkpoint_file import CheckpointError
-from lightning_dqn.complaints import in_one_line
 from lightning_dqn.experience.datamodule import ExperienceDataModule, data_of
 from lightning_dqn.files import NewFile
-from lightning_dqn.learner.module import DQNLightningModule
 
 FILE = "test.json"
 
@@ -107,23 +103,6 @@ def play(checkpoint: Path, episodes: int | None = None) -> Evaluation:
     played = [episode for batch in trainer.predict(module, data) or [] for episode in batch]
     returns, lengths = (np.array([float(episode[name]) for episode in played]) for name in ("return", "length"))
     return _tested(data, checkpoint, returns, lengths)
-
-
-def load(checkpoint: Path, **settings: Any) -> tuple[ExperienceDataModule, DQNLightningModule]:
-    """What a checkpoint was trained with, made again, and the network.
-
-    Args:
-        checkpoint: A file of this package.
-        **settings: Arguments of the data module that are to be others.
-
-    Raises:
-        Refusal: If it cannot be loaded.
-    """
-    with _refused(checkpoint, "model"):
-        module = DQNLightningModule.load_from_checkpoint(checkpoint, map_location="cpu")
-    with _refused(checkpoint, "data"):
-        data = ExperienceDataModule.load_from_checkpoint(checkpoint, weights_only=True, **settings)
-    return data, module
 
 
 def summary(scores: Scores, target: Target | None) -> dict[str, Estimate]:
@@ -272,7 +251,7 @@ def command(arguments: list[str]) -> None:
     if options.episodes is not None:
         at_least(1, "--episodes", options.episodes)
     if options.output is not None:
-        _check_that_it_can_be_written(options.output)
+        check_output_file(options.output)
     tested = [_of_target(play(path, options.episodes), options) for path in _checkpoints(options)]
     kept = [_kept(each) for each in tested]
     print("\n".join([describe(tested), "", *kept]))
@@ -285,15 +264,6 @@ def _checkpoints(options: argparse.Namespace) -> list[Path]:
     runs = read_runs(options.runs)
     same_environment(runs)
     return [run.checkpoint(options.checkpoint) for run in seeds_of_one_training(runs)]
-
-
-def _check_that_it_can_be_written(path: Path) -> None:
-    if path.is_dir():
-        raise Refusal(f"--output: {path} is a folder; name a file in it")
-    if not path.absolute().parent.is_dir():
-        raise Refusal(f"--output: there is no folder {path.parent}")
-    if not os.access(path.absolute().parent, os.W_OK):
-        raise Refusal(f"--output: nothing can be written to {path.parent}; choose another folder")
 
 
 def _kept(tested: Evaluation) -> str:
@@ -328,19 +298,6 @@ def _statistics(tested: Sequence[Evaluation]) -> dict[str, Any]:
 def _write_json(report: dict[str, Any], path: Path) -> None:
     with NewFile(path) as file:
         file.write((json.dumps(report, indent=1) + "\n").encode())
-
-
-@contextlib.contextmanager
-def _refused(checkpoint: Path, section: str) -> Iterator[None]:
-    try:
-        yield
-    except argparse.ArgumentError as error:  # of the parser that makes the classes a checkpoint names
-        why = re.sub(r"^module(?=[.:])", section, in_one_line(str(error)))
-        cure = "start in the folder where the file of that class is, as it was then, or put it on PYTHONPATH"
-        raise Refusal(f"ckpt_path: {checkpoint} cannot be loaded: {why}; {cure}") from error
-    except (CheckpointError, OSError, KeyError, TypeError, ValueError) as error:
-        why = (str(error).splitlines() or [type(error).__name__])[0]
-        raise Refusal(f"ckpt_path: {checkpoint} cannot be loaded: {why}") from error
 
 
 def _of_target(tested: Evaluation, options: argparse.Namespace) -> Evaluation:
