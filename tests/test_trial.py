@@ -31,6 +31,13 @@ def test_a_run_reports_every_validation_and_leaves_its_figures(capsys):
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.parametrize("name", ["lr, batch", "lr: batch", "lr # batch"])
+def test_a_folder_may_be_called_as_its_owner_likes(name):
+    fit([*ARGS, "--trainer.max_epochs=1"], Path(name) / "seed_0", 0, lambda score: True)
+    assert {path.name for path in Path().iterdir()} == {name}
+    assert (Path(name) / "seed_0" / "metrics.csv").is_file()
+
+
 def test_a_run_stops_where_there_is_no_point_in_going_on():
     scores = []
     _, whole = fit(ARGS, Path("trial/seed_0"), 0, lambda score: len(scores.append(score) or scores) < 2)

@@ -100,7 +100,8 @@ def fit(args: Sequence[str], folder: Path, seed: int, report: Report) -> tuple[f
         ValueError: If the settings do not go together, or it was never validated.
         KeyboardInterrupt: If it was.
     """
-    logger = f"{{class_path: CSVLogger, init_args: {{save_dir: {folder.parent}, name: {folder.name}, version: ''}}}}"
+    place = {"save_dir": str(folder.parent), "name": folder.name, "version": ""}
+    logger = json.dumps({"class_path": "CSVLogger", "init_args": place})  # a path may hold what means something in YAML
     own = [f"--seed_everything={seed}", f"--trainer.logger={logger}", "--trainer.enable_checkpointing=false"]
     own += ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--video=null"]
     pruning = Pruning(report)
