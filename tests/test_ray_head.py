@@ -38,6 +38,7 @@ def test_a_cluster_is_measured_and_its_death_is_seen(monkeypatch):
                 pass
             assert ray.is_initialized()
         assert not ray.is_initialized()
+        assert cluster.is_alive()  # it was there before
         os.kill(pids_of(nodes.head_node, "gcs_server")[0], signal.SIGKILL)
         wait_for(lambda: not cluster.is_alive())
 

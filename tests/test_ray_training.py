@@ -82,6 +82,7 @@ def test_what_cannot_work_is_said_in_one_line_without_a_second_try(cluster, tmp_
     assert "Traceback" not in said
 
 
+@pytest.mark.slow
 def test_more_learners_than_the_cluster_has_room_for_are_refused(cluster, tmp_path):
     process = start(tmp_path, cluster, *FIT, "--num_workers=5")
     assert process.wait(120) == 1
