@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import re
 import signal
 
 import pytest
@@ -296,6 +297,15 @@ def test_a_folder_that_cannot_be_one_is_named_and_what_is_there_left_alone(plan,
     with pytest.raises(Refusal, match=said):
         open_study(plan(folder))
     assert (tmp_path / "taken").read_text() == "of somebody"
+
+
+def test_a_folder_that_nothing_can_be_written_to_is_one_line(plan, tmp_path):
+    for name in ("study.db.lock", "study.db"):  # folders, as good as files of somebody else's
+        (tmp_path / "study" / name).mkdir(parents=True)
+        with pytest.raises(
+            Refusal, match=rf"^study: .*study\.db cannot be read \(.*{re.escape(name)}'\); move it away"
+        ):
+            open_study(plan())
 
 
 def test_a_study_of_another_search_is_refused(plan):

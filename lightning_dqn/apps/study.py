@@ -77,14 +77,14 @@ def open_study(plan: Plan) -> optuna.Study:
     path = plan.folder / FILE
     advice = "move it away, or choose another folder by --output"
     where = str(path) if plan.storage is None else "the database of --storage"  # whose address has a password
-    if plan.storage is None and path.exists() and path.read_bytes()[: len(_SQLITE)] not in (_SQLITE, b""):
-        raise Refusal(f"study: {path} is no SQLite file; {advice}")
     try:
         plan.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise Refusal(f"--output: {plan.folder} cannot be a folder ({error.strerror}); {advice}") from error
     _quiet()
     try:
+        if plan.storage is None and path.exists() and path.read_bytes()[: len(_SQLITE)] not in (_SQLITE, b""):
+            raise Refusal(f"study: {path} is no SQLite file; {advice}")
         with plan.lock:
             storage = RDBStorage(
                 plan.storage or f"sqlite:///{path}",
@@ -102,7 +102,7 @@ def open_study(plan: Plan) -> optuna.Study:
             )
             made_for = {"space": plan.search.space, "args": plan.args, "seeds": plan.search.seeds}
             _check_that_it_is_the_same(study, json.loads(json.dumps(made_for)), where, advice)
-    except (SQLAlchemyError, ImportError, RuntimeError, AssertionError, ValueError) as error:
+    except (SQLAlchemyError, ImportError, OSError, RuntimeError, AssertionError, ValueError) as error:
         if isinstance(error, Refusal):
             raise
         raise Refusal(f"study: {where} cannot be read ({str(error).splitlines()[0]}); {advice}") from error
