@@ -2,10 +2,12 @@
 
 Every run is the plain command in a process of its own. The score of a seed is the mean of 100 greedy episodes with the
 *last* weights. A run that is already in the folder is not repeated and one that was interrupted goes on from its last
-checkpoint; runs that are not there yet are left out of the table with ``--have``.
+checkpoint; runs that are not there yet are left out of the table with ``--have``. A picture is named after its game and
+whose runs are on it. The validations of the runs in docs/results.md are kept in benchmarks/curves.
 
     python benchmarks/minatar_games.py
     python benchmarks/minatar_games.py --games Breakout --algorithms dqn --seeds 1
+    python benchmarks/minatar_games.py --have --algorithms rainbow --folder benchmarks/curves/minatar
 """
 
 from __future__ import annotations
@@ -22,12 +24,14 @@ from lightning_dqn.curves import Curve, draw_curves
 # at 5M frames, read off the figures of "MinAtar: An Atari-Inspired Testbed" (Young & Tian 2019), DQN, 30 seeds
 YOUNG_AND_TIAN_DQN = {"Asterix": 17, "Breakout": 10, "Freeway": 50, "Seaquest": 20.5, "SpaceInvaders": 44}
 ALGORITHMS = {"dqn": ["--config", "dqn"], "rainbow": ["--config", "rainbow_minatar"]}
+COLORS = {"dqn": "tab:blue", "rainbow": "tab:orange"}
 
 
 def draw(results: dict[str, list[tuple[Points, Points]]], game: str, out: Path) -> None:
     """Draws every seed thin and the mean of each algorithm thick."""
     curves = []
-    for color, (algorithm, runs) in zip(("tab:blue", "tab:orange"), results.items(), strict=False):
+    for algorithm, runs in results.items():
+        color = COLORS[algorithm]
         curves += [Curve(steps, returns, None, color, thin=True) for steps, returns in runs]
         mean = np.mean([returns for _, returns in runs], axis=0)
         curves.append(Curve(runs[0][0], mean, f"{algorithm}, mean of {len(runs)} seeds", color))
@@ -77,7 +81,7 @@ def main() -> None:
                 f"{YOUNG_AND_TIAN_DQN[game]:g} |"
             )
         if curves:
-            draw(curves, game, options.images / f"minatar_{game.lower()}.png")
+            draw(curves, game, options.images / f"minatar_{'_'.join([game.lower(), *curves])}.png")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _FEW = 30  # points that are worth a mark each
+_FEW_LABELS = 6  # millions of steps would touch each other
 _MANY = 4  # entries of a legend that stand beside a picture, not below
 
 
@@ -112,6 +113,7 @@ def picture(out: Path, title: str, x: str, y: str, height: float = 4.0) -> Itera
     axes.set(title=title, xlabel=x, ylabel=y)
     if x == "environment steps":
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        axes.locator_params(axis="x", nbins=_FEW_LABELS)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     yield axes
