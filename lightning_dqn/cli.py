@@ -156,13 +156,13 @@ class DQNCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Says the score and where the files are."""
-        self._say_what_is_where("val/return", self.datamodule.eval_episodes)
+        self._say_what_is_where("val/return", self.model.validation_metrics.episodes)
         if is_interrupted(self.trainer):
             sys.exit(exit_code(self.trainer, _INTERRUPTED))
 
     def after_validate(self) -> None:
         """Says the score and where the files are."""
-        self._say_what_is_where("val/return", self.datamodule.eval_episodes)
+        self._say_what_is_where("val/return", self.model.validation_metrics.episodes)
 
     def before_test(self) -> None:
         """Has the episodes kept, for statistics."""
@@ -174,7 +174,7 @@ class DQNCLI(LightningCLI):
         """Says the score, what it is worth and where the files are; writes ``test.json``."""
         from lightning_dqn.apps import report
 
-        self._say_what_is_where("test/return", self.datamodule.eval_episodes)
+        self._say_what_is_where("test/return", self.model.test_metrics.episodes)
         callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
         tested = next(callback.evaluation for callback in callbacks if isinstance(callback, report.KeptEpisodes))
         folder = self.trainer.log_dir  # which all ranks have to ask for

@@ -46,6 +46,11 @@ def validated(version: int) -> list[float]:
     return [float(row["env_steps"]) for row in rows(run) if row["val/return"]]
 
 
+def test_the_score_is_said_with_the_episodes_it_is_of(capsys):
+    main([*FIT, "--data.eval_episodes=3", "--data.eval_num_envs=1", "--trainer.limit_val_batches=2"])
+    assert "(mean of 2 greedy episodes)" in capsys.readouterr().out
+
+
 def test_fit_leaves_metrics_configuration_and_checkpoints_and_says_where(capsys):
     main(FIT)
     said = capsys.readouterr().out

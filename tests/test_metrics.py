@@ -30,6 +30,7 @@ def test_every_episode_counts_the_same_however_they_are_batched():
     assert metrics.compute()["return"].item() == 26.0
     assert metrics.compute()["return_iqm"].item() == 2.0
     assert metrics.compute()["episode_length"].item() == 30.0
+    assert metrics.episodes == 4
 
 
 def test_reset_forgets_all_episodes():

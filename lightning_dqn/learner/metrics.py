@@ -11,12 +11,17 @@ from lightning_dqn.functional import interquartile_mean
 
 
 class EpisodeMetrics(Metric):
-    """Mean return, interquartile mean of the return, and mean length of episodes."""
+    """Mean return, interquartile mean of the return, and mean length of episodes.
+
+    Attributes:
+        episodes: How many the last scores are of, those of all ranks.
+    """
 
     full_state_update = False
 
     def __init__(self) -> None:
         super().__init__()
+        self.episodes = 0
         self.add_state("returns", default=[], dist_reduce_fx="cat")
         self.add_state("lengths", default=[], dist_reduce_fx="cat")
 
@@ -33,6 +38,7 @@ class EpisodeMetrics(Metric):
     def compute(self) -> dict[str, Tensor]:
         """``return``, ``return_iqm`` and ``episode_length``, scalars."""
         returns, lengths = dim_zero_cat(self.returns), dim_zero_cat(self.lengths)  # type: ignore[arg-type]
+        self.episodes = len(returns)
         return {
             "return": returns.mean(),
             "return_iqm": interquartile_mean(returns),
