@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -66,22 +67,48 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
         CheckpointError: If it is damaged, holds anything but tensors and plain values, unpacks to more than it is, or
             asks for a function to be called.
     """
-    try:
+    with _named(path):
         known = known_checksums(path)
         if known is not None and digest(path) not in known:
             raise ValueError(f"it is not what was saved, by {checksums_of(path).name}")
         _check_archive(path)
-        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
-        if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-            raise ValueError("it holds no state_dict")
-        hyper_parameters = checkpoint.get("hyper_parameters", {})
-        if not isinstance(hyper_parameters, Mapping) or hyper_parameters.get("_instantiator") not in _INSTANTIATORS:
-            raise ValueError("its hyper-parameters name a function to be called")
+        return _content(path, map_location)
+
+
+def read_content(file: IO[bytes], name: str, map_location: Any = "cpu") -> dict[str, Any]:
+    """Return the content of an open checkpoint file, which has no checksum.
+
+    Args:
+        file: Open for reading.
+        name: Of the file, for error messages.
+        map_location: See :func:`torch.load`.
+
+    Raises:
+        CheckpointError: If the file is damaged, holds anything but tensors and plain values, or asks for a function to
+            be called.
+    """
+    with _named(name):
+        return _content(file, map_location)
+
+
+@contextlib.contextmanager
+def _named(source: str | Path) -> Iterator[None]:
+    try:
+        yield
     except MemoryError:
         raise
     except Exception as error:  # what torch raises over damaged bytes is of every kind
         reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise CheckpointError(f"ckpt_path: {path} cannot be loaded: {reason}") from error
+        raise CheckpointError(f"ckpt_path: {source} cannot be loaded: {reason}") from error
+
+
+def _content(source: Path | IO[bytes], map_location: Any) -> dict[str, Any]:
+    checkpoint = torch.load(source, map_location=map_location, weights_only=True)
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise ValueError("it holds no state_dict")
+    hyper_parameters = checkpoint.get("hyper_parameters", {})
+    if not isinstance(hyper_parameters, Mapping) or hyper_parameters.get("_instantiator") not in _INSTANTIATORS:
+        raise ValueError("its hyper-parameters name a function to be called")
     return checkpoint
 
 

@@ -27,6 +27,7 @@ from lightning_dqn.checkpoint_file import (
     known_checksums,
     previous_of,
     read_checkpoint,
+    read_content,
 )
 from lightning_dqn.files import NewFile, check_space, clean_leftovers, flush_directory, unfinished
 
@@ -217,8 +218,12 @@ def checkpoint_folders(trainer: Trainer) -> set[Path]:
     return {Path(folder) for folder in folders if folder}
 
 
-def newest_readable(path: str | Path) -> tuple[Path, dict[str, Any]]:
-    """A checkpoint, or with a warning the one before, and where it lies: for those who look before the Trainer does.
+def newest_readable(path: str | Path, map_location: Any = "cpu") -> tuple[Path, dict[str, Any]]:
+    """Return the path and the content of a checkpoint, or with a warning those of the one before.
+
+    Args:
+        path: A file on this machine.
+        map_location: See :func:`torch.load`.
 
     Raises:
         CheckpointError: See :meth:`CrashSafeCheckpointIO.load_checkpoint`.
@@ -229,8 +234,34 @@ def newest_readable(path: str | Path) -> tuple[Path, dict[str, Any]]:
     def note(checkpoint: Mapping[str, Any], where: Path) -> None:
         taken.append(where)
 
-    checkpoint = CrashSafeCheckpointIO(note).load_checkpoint(path)
+    checkpoint = CrashSafeCheckpointIO(note).load_checkpoint(path, map_location)
     return taken[0], checkpoint
+
+
+def open_checkpoint(source: str | Path | IO[bytes], map_location: Any = None) -> tuple[str, dict[str, Any]]:
+    """Return the name and the content of a checkpoint, of which nothing was executed.
+
+    Args:
+        source: A file on this machine, or an open file. A damaged file is replaced by the checkpoint before, with a
+            warning; an open file has no checksum.
+        map_location: See :func:`torch.load`. If not given, tensors return to the device that they were saved from, or
+            to the CPU where that device is missing.
+
+    Raises:
+        CheckpointError: See :meth:`CrashSafeCheckpointIO.load_checkpoint`.
+        FileNotFoundError: See there.
+    """
+    map_location = _saved_device if map_location is None else map_location
+    if isinstance(source, str | Path):
+        taken, checkpoint = newest_readable(source, map_location)
+        return str(taken), checkpoint
+    name = str(getattr(source, "name", "the open file"))
+    return name, read_content(source, name, map_location)
+
+
+def _saved_device(storage: Any, location: str) -> Any:
+    device = getattr(torch, torch.device(location).type, None)
+    return None if device is not None and device.is_available() else storage
 
 
 def _full_saver(trainer: Trainer) -> ModelCheckpoint | None:

@@ -27,6 +27,7 @@ from lightning_dqn.loggers import OneCurve, never_stop_training
 from lightning_dqn.ranks import exit_code, of_all_ranks
 from lightning_dqn.shipped import resolve_config_names
 from lightning_dqn.signals import is_interrupted
+from lightning_dqn.trust import TRUST_HELP, trusted_modules
 from lightning_dqn.video import EpisodeVideo
 from lightning_dqn.watch import ProgressBar, WandbLogger
 
@@ -52,7 +53,12 @@ class _Parser(LightningArgumentParser):
 
 
 class SaveConfig(SaveConfigCallback):
-    """Keeps the full configuration of a run in its folder, and with every logger."""
+    """A callback that saves the full configuration of a run in the folder of its logger, and with every logger."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Save the configuration, unless there is no logger: the working folder may hold a config.yaml of the user."""
+        if trainer.loggers:
+            super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Sends the configuration to the loggers; the file itself is written by the base class."""
@@ -107,6 +113,7 @@ class DQNCLI(LightningCLI):
             parser.add_argument(f"--{key}", type=kind | None, default=default, help=(kind.__doc__ or "").split("\n")[0])
             parser.callback_keys.append(key)
         parser.set_defaults({"data.buffer": {"class_path": "lightning_dqn.ReplayBuffer"}})
+        parser.add_argument("--trust", type=str, default="", help=f"For validate, test, predict: {TRUST_HELP}.")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parses, after names of shipped configurations have been replaced by their paths."""
@@ -126,9 +133,20 @@ class DQNCLI(LightningCLI):
             config.ckpt_path, self._wandb_run = resolve_ckpt_path(config, to_go_on=command == "fit")
 
     def _parse_ckpt_path(self) -> None:
-        # a checkpoint's hyper-parameters would silently win over the command line of the run that goes on from it
-        if self.config.get("subcommand") != "fit":
-            super()._parse_ckpt_path()
+        """Leave the configuration as the user gave it; the parser would import and call what a checkpoint names."""
+
+    def instantiate_classes(self) -> None:
+        """Make the objects that the configuration describes; evaluation takes the network of the checkpoint instead."""
+        command = self.config.get("subcommand")
+        path = self.config[command].get("ckpt_path") if command not in (None, "fit") else None
+        if path is None or not Path(path).is_file():
+            super().instantiate_classes()
+            return
+        trust = trusted_modules(self.config[command].trust)
+        model = DQNLightningModule.load_from_checkpoint(path, map_location="cpu", trust=trust)
+        del self.config[command]["model"]  # the recorded settings are those that are used; these are in the checkpoint
+        super().instantiate_classes()
+        self.model = model
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         given = config.get("callbacks") or []

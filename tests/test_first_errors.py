@@ -14,6 +14,7 @@ from torch import nn
 
 from lightning_dqn import DQNLightningModule, ExperienceDataModule, MLPTorso, NatureTorso, ReplayBuffer, Torso
 from lightning_dqn.cli import main
+from lightning_dqn.trust import CheckpointBuilder
 
 PAGE = (Path(__file__).parent.parent / "docs" / "first-errors.md").read_text()
 QUOTED = [row.strip("` ") for row in re.findall(r"^\| (`.*?`) \|", PAGE, re.MULTILINE)]
@@ -105,8 +106,11 @@ PROVOKED = {
     "neither a file": command("fit --config cartpol"),
     "unrecognized": command("fit --config cartpole --data.nstep 3"),
     "is not accepted": command("fit --config cartpole --model.torso.hidden_size [64]"),
-    "room.RoomTorso": command("fit --config cartpole --model.torso room.RoomTorso"),
+    "No module named 'room'. Got": command("fit --config cartpole --model.torso room.RoomTorso"),
     "last_if_any": command("fit --config cartpole --ckpt_path last"),
+    "names room.RoomTorso": lambda: CheckpointBuilder("best.ckpt").arguments(
+        DQNLightningModule, {"torso": "room.RoomTorso"}, "model"
+    ),
     "no folder of a run": command("test runs/nothing"),
 }
 

@@ -242,7 +242,7 @@ def test_hyper_parameters_are_the_arguments_of_the_module():
 def test_shape_and_number_of_actions_may_be_numpy_integers(tmp_path):
     module = DQNLightningModule(np.array([4]), np.int64(3))
 
-    loaded = DQNLightningModule.load_from_checkpoint(save(module, tmp_path / "x.ckpt"), weights_only=True)
+    loaded = DQNLightningModule.load_from_checkpoint(save(module, tmp_path / "x.ckpt"), trust=[HERE])
 
     assert torch.equal(loaded(observations()), module(observations()))
 
@@ -267,7 +267,7 @@ def test_a_checkpoint_rebuilds_the_network(arguments, tmp_path):
     path = save(module, tmp_path / "x.ckpt")
     torch.load(path, weights_only=True)
 
-    loaded = DQNLightningModule.load_from_checkpoint(path, weights_only=True)
+    loaded = DQNLightningModule.load_from_checkpoint(path, trust=[HERE])
 
     assert type(loaded.online.torso) is type(module.online.torso)
     assert str(loaded.online) == str(module.online)
@@ -279,7 +279,7 @@ def test_a_checkpoint_rebuilds_the_network(arguments, tmp_path):
 def test_a_checkpoint_rebuilds_the_target_rule(tmp_path):
     module = DQNLightningModule([4], 3, target_rule=ScaledRule(0.5, DoubleQLearning()))
 
-    rule = DQNLightningModule.load_from_checkpoint(save(module, tmp_path / "x.ckpt")).target_rule
+    rule = DQNLightningModule.load_from_checkpoint(save(module, tmp_path / "x.ckpt"), trust=[HERE]).target_rule
 
     assert type(rule) is ScaledRule
     assert rule.scale == 0.5
@@ -295,7 +295,7 @@ def test_a_checkpoint_rebuilds_optimizer_and_scheduler(tmp_path):
         target_update_period=9,
         target_update_rate=0.75,
     )
-    loaded = DQNLightningModule.load_from_checkpoint(save(module, tmp_path / "x.ckpt"))
+    loaded = DQNLightningModule.load_from_checkpoint(save(module, tmp_path / "x.ckpt"), trust=[HERE])
 
     configured = loaded.configure_optimizers()
     optimizer, scheduler = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
@@ -310,7 +310,9 @@ def test_a_checkpoint_rebuilds_optimizer_and_scheduler(tmp_path):
 def test_tuples_among_optimizer_arguments(tmp_path):
     module = DQNLightningModule([4], 3, optimizer=partial(torch.optim.Adam, lr=1e-3, betas=(0.5, 0.75)))
 
-    optimizer = DQNLightningModule.load_from_checkpoint(save(module, tmp_path / "x.ckpt")).configure_optimizers()
+    optimizer = DQNLightningModule.load_from_checkpoint(
+        save(module, tmp_path / "x.ckpt"), trust=[HERE]
+    ).configure_optimizers()
 
     assert tuple(optimizer.defaults["betas"]) == (0.5, 0.75)
 
@@ -338,8 +340,8 @@ def test_a_loaded_module_can_be_saved_and_loaded_again(tmp_path):
     )
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*not saved with the hyper-parameters.*")
-        once = DQNLightningModule.load_from_checkpoint(save(module, tmp_path / "1.ckpt"), weights_only=True)
-        twice = DQNLightningModule.load_from_checkpoint(save(once, tmp_path / "2.ckpt"), weights_only=True)
+        once = DQNLightningModule.load_from_checkpoint(save(module, tmp_path / "1.ckpt"), trust=[HERE])
+        twice = DQNLightningModule.load_from_checkpoint(save(once, tmp_path / "2.ckpt"), trust=[HERE])
 
     assert set(twice.hparams) == set(module.hparams)
     assert str(twice.online) == str(module.online)
@@ -375,7 +377,7 @@ def test_what_cannot_be_saved_is_warned_about_and_can_be_given_again(name, value
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        loaded = DQNLightningModule.load_from_checkpoint(path, weights_only=True, **{name: value})
+        loaded = DQNLightningModule.load_from_checkpoint(path, trust=[HERE], **{name: value})
 
     assert torch.equal(loaded(observations()), module(observations()))
     kept = {"optimizer": "optimizer_factory", "lr_scheduler": "lr_scheduler_factory"}.get(name, name)
@@ -392,7 +394,7 @@ def test_a_function_that_does_not_say_what_it_returns_is_told_what_to_write(tmp_
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*not saved with the hyper-parameters.*")
         module = DQNLightningModule([4], 3, torso=torso_of_a_kind)
-        loaded = DQNLightningModule.load_from_checkpoint(save(module, tmp_path / "x.ckpt"))
+        loaded = DQNLightningModule.load_from_checkpoint(save(module, tmp_path / "x.ckpt"), trust=[HERE])
 
     assert torch.equal(loaded(observations()), module(observations()))
 
@@ -407,7 +409,7 @@ def test_the_warning_points_at_the_line_that_makes_the_module():
 def test_a_rate_that_is_a_numpy_number_leaves_the_checkpoint_loadable(tmp_path):
     module = DQNLightningModule([4], 3, target_update_rate=np.float64(0.25))
 
-    loaded = DQNLightningModule.load_from_checkpoint(save(module, tmp_path / "x.ckpt"), weights_only=True)
+    loaded = DQNLightningModule.load_from_checkpoint(save(module, tmp_path / "x.ckpt"), trust=[HERE])
 
     assert loaded.target_update_rate == 0.25
 
@@ -430,7 +432,7 @@ def test_a_checkpoint_rebuilds_a_subclass(tmp_path):
         torso=partial(MLPTorso, hidden_sizes=(8,)),
     )
 
-    loaded = ModuleWithMore.load_from_checkpoint(save(module, tmp_path / "x.ckpt"), weights_only=True)
+    loaded = ModuleWithMore.load_from_checkpoint(save(module, tmp_path / "x.ckpt"), trust=[HERE])
 
     assert type(loaded) is ModuleWithMore
     assert loaded.temperature == 0.5

@@ -40,6 +40,7 @@ MAY_IMPORT = {
     "checkpoint": {"files", "pieces", "rows", "segments"},
     "snapshots": {"checkpoint", "files", "pieces", "rows", "segments", "write_behind"},
     "hparams": set(),
+    "trust": {"checkpoint_file", "checkpoint_io"},
     "loggers": {"files", "forgiving"},
     "rng": set(),
     "ranks": set(),
@@ -74,7 +75,6 @@ MAY_IMPORT = {
     "compiled": {"adam", "graphs", "networks", "transition"},
     "module": {
         "averages",
-        "checkpoint_io",
         "compiled",
         "functional",
         "heads",
@@ -89,6 +89,7 @@ MAY_IMPORT = {
         "targets",
         "threads",
         "transition",
+        "trust",
         "watchers",
     },
     # experience
@@ -112,6 +113,7 @@ MAY_IMPORT = {
         "rows",
         "settings",
         "stepping",
+        "trust",
     },
     # where they meet
     "resume": {
@@ -156,11 +158,12 @@ MAY_IMPORT = {
         "shipped",
         "signals",
         "strategies",
+        "trust",
         "video",
         "watch",
     },
     # what is done with runs that are over
-    "command": set(),
+    "command": {"trust"},
     "statistics": {"functional"},
     "runs": {"command", "loggers"},
     "groups": {"command", "runs", "statistics"},
@@ -171,7 +174,7 @@ MAY_IMPORT = {
     "tune": {"command", "files", "shipped", "space", "trial"},
     "export": {"command", "datamodule", "files", "loading", "module", "networks"},
     "card": {"apps", "command", "files", "report", "runs"},
-    "loading": {"checkpoint_file", "command", "complaints", "datamodule", "module"},
+    "loading": {"checkpoint_file", "command", "datamodule", "module"},
     "report": {"command", "datamodule", "files", "groups", "loading", "runs", "statistics"},
     # on the machines of a Ray cluster
     "ray_head": {"command", "ray_cluster"},

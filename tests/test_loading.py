@@ -35,16 +35,18 @@ def test_a_class_that_cannot_be_found_is_refused_with_the_cure(tmp_path, monkeyp
     trainer = make_trainer()
     trainer.validate(model, data, verbose=False)
     trainer.save_checkpoint(tmp_path / "best.ckpt")
-    load(tmp_path / "best.ckpt")
+    load(tmp_path / "best.ckpt", ["room"])
+    with pytest.raises(Refusal, match=r'names room\.Room.*trust=\("room",\) in Python, --trust room on the command'):
+        load(tmp_path / "best.ckpt")
     own.unlink()
     monkeypatch.delitem(sys.modules, "room")
     importlib.invalidate_caches()
     with pytest.raises(Refusal) as refused:
-        load(tmp_path / "best.ckpt")
-    field = "model.torso" if lost == "torso" else "data.wrappers"
+        load(tmp_path / "best.ckpt", ["room"])
+    name, field = ("RoomTorso", "model.torso") if lost == "torso" else ("RoomWrapper", "data.wrappers[0]")
     assert str(refused.value) == (
-        f"ckpt_path: {tmp_path}/best.ckpt cannot be loaded: {field}: No module named 'room'; start in the folder where "
-        "the file of that class is, as it was then, or put it on PYTHONPATH"
+        f"ckpt_path: {tmp_path}/best.ckpt names room.{name} for {field}, which cannot be imported: No module named "
+        "'room'. Start in the folder that holds the module, or put that folder on PYTHONPATH."
     )
 
 

@@ -131,7 +131,7 @@ def played(tmp_path, monkeypatch):
         path.parent.mkdir()
         path.touch()
         scores[path] = score
-    monkeypatch.setattr(report, "play", lambda path, _: an_agent([scores[path]] * 2, checkpoint=path))
+    monkeypatch.setattr(report, "play", lambda path, *_: an_agent([scores[path]] * 2, checkpoint=path))
     return [str(path.parent.parent) for path in scores]
 
 

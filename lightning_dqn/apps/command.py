@@ -12,6 +12,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
 
+from lightning_dqn.trust import TRUST_HELP, trusted_modules
+
 
 class Refusal(ValueError):
     """Something that cannot be done, said in one line with its cure; nothing has been written."""
@@ -36,6 +38,10 @@ class Arguments(argparse.ArgumentParser):
             message: What is wrong.
         """
         self.exit(2, f"error: {message}\n")
+
+    def add_trust(self) -> None:
+        """Add the option ``--trust``, which allows a checkpoint to name classes of more modules."""
+        self.add_argument("--trust", type=trusted_modules, default=(), metavar="MODULES", help=TRUST_HELP)
 
 
 def at_least(least: int, name: str, value: int) -> int:

@@ -40,6 +40,7 @@ def command(arguments: list[str]) -> None:
     parser = Arguments("export", "Writes the network of a checkpoint as ONNX or torch.export, and checks it.")
     parser.add_argument("--ckpt_path", type=Path, required=True, help="best.ckpt, latest.ckpt or any other")
     parser.add_argument("--output", type=Path, required=True, help="policy.onnx, or policy.pt2 for torch.export")
+    parser.add_trust()
     options = parser.parse_args(arguments)
     output: Path = options.output
     if output.suffix not in _FORMATS:
@@ -48,7 +49,8 @@ def command(arguments: list[str]) -> None:
     if output.suffix == ".onnx":
         for library in ("onnx", "onnxscript", "onnxruntime"):
             needed(library, "export")
-    data, module = load(options.ckpt_path, eval_episodes=_EPISODES, eval_num_envs=_EPISODES, max_eval_steps=_LONGEST)
+    short = {"eval_episodes": _EPISODES, "eval_num_envs": _EPISODES, "max_eval_steps": _LONGEST}
+    data, module = load(options.ckpt_path, options.trust, **short)
     seen = observations(data, module)
     difference = export(module, seen, output)
     shape = ", ".join(map(str, ["B", *seen.shape[1:]]))

@@ -88,17 +88,18 @@ class KeptEpisodes(Callback):
         self.evaluation = _tested(data, checkpoint, returns.cpu().double().numpy(), lengths.cpu().double().numpy())
 
 
-def play(checkpoint: Path, episodes: int | None = None) -> Evaluation:
+def play(checkpoint: Path, episodes: int | None = None, trust: Sequence[str] = ()) -> Evaluation:
     """Plays the test episodes of a checkpoint in the environments it was trained in.
 
     Args:
         checkpoint: A file of this package, weights alone or more.
         episodes: How many; ``None`` for the run's own ``data.eval_episodes``.
+        trust: See :func:`~lightning_dqn.apps.loading.load`.
 
     Raises:
         Refusal: If it cannot be loaded.
     """
-    data, module = load(checkpoint, **({} if episodes is None else {"eval_episodes": episodes}))
+    data, module = load(checkpoint, trust, **({} if episodes is None else {"eval_episodes": episodes}))
     trainer = Trainer(logger=False, devices=1, enable_checkpointing=False, enable_progress_bar=False)
     played = [episode for batch in trainer.predict(module, data) or [] for episode in batch]
     returns, lengths = (np.array([float(episode[name]) for episode in played]) for name in ("return", "length"))
@@ -247,12 +248,13 @@ def command(arguments: list[str]) -> None:
     parser.add_argument("--episodes", type=int, help="of each run; data.eval_episodes of the run if not given")
     parser.add_argument("--target", type=float, help="score that the optimality gap is measured from")
     parser.add_argument("--output", type=Path, help="JSON file for the table")
+    parser.add_trust()
     options = parser.parse_args(arguments)
     if options.episodes is not None:
         at_least(1, "--episodes", options.episodes)
     if options.output is not None:
         check_output_file(options.output)
-    tested = [_of_target(play(path, options.episodes), options) for path in _checkpoints(options)]
+    tested = [_of_target(play(path, options.episodes, options.trust), options) for path in _checkpoints(options)]
     kept = [_kept(each) for each in tested]
     print("\n".join([describe(tested), "", *kept]))
     if options.output is not None:

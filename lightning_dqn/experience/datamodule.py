@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from enum import IntEnum
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import IO, Any, Literal, Self, get_args
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from lightning_dqn.experience.envs import (
     Vectorization,
     Wrapper,
     env_name,
+    is_found_without_import,
     make_env,
     make_envs,
     resolve_env,
@@ -34,6 +35,7 @@ from lightning_dqn.experience.settings import check_capacity, check_device, chec
 from lightning_dqn.experience.stepping import SeededEnvs, episode_seeds
 from lightning_dqn.hparams import save_plain_hyperparameters
 from lightning_dqn.ranks import of_first_rank
+from lightning_dqn.trust import open_settings
 
 OnEnvError = Literal["raise", "restart"]
 _MOST = 2**31 - 1
@@ -202,6 +204,45 @@ class ExperienceDataModule(LightningDataModule):
         self.replay_rng: np.random.Generator | None = None
         self._spaces: tuple[spaces.Box, spaces.Discrete] | None = None
         self._evaluation_envs: EvaluationEnvs | None = None
+
+    @classmethod
+    def load_from_checkpoint(
+        cls,
+        checkpoint_path: str | Path | IO[bytes],
+        map_location: Any = None,
+        hparams_file: str | Path | None = None,
+        weights_only: bool | None = None,
+        trust: Sequence[str] = (),
+        **kwargs: Any,
+    ) -> Self:
+        """Return the data module that a checkpoint was saved with, without its replay.
+
+        The checkpoint may only name registered environments, classes of this package, gymnasium's wrappers, and what is
+        in trusted modules; nothing else that it names is imported or called.
+
+        Args:
+            checkpoint_path: A file on this machine, or an open file. A damaged file is replaced by the checkpoint
+                before, with a warning.
+            map_location: See :func:`torch.load`.
+            hparams_file: Refused, as the settings are in the checkpoint.
+            weights_only: Not used, as nothing but tensors and plain values is ever loaded.
+            trust: Modules whose environments and classes the checkpoint may name too, such as ``("my_package",)``.
+            **kwargs: Arguments of the data module that replace those of the checkpoint.
+
+        Raises:
+            CheckpointError: If the checkpoint cannot be read, is on another machine, or names something outside of the
+                allowed modules.
+            FileNotFoundError: If there is no file.
+            ValueError: If there is a ``hparams_file``.
+        """
+        checkpoint, settings, builder = open_settings(cls, checkpoint_path, map_location, hparams_file, trust, kwargs)
+        env_id = settings.get("env_id")
+        if isinstance(env_id, str) and not is_found_without_import(env_id, builder.allows):
+            builder.refuse(env_id, "data.env_id")
+        data = cls(**builder.arguments(cls, settings, "data"), **kwargs)
+        if cls.__qualname__ in checkpoint:
+            data.load_state_dict(checkpoint[cls.__qualname__])
+        return data
 
     @property
     def observation_shape(self) -> tuple[int, ...]:

@@ -35,6 +35,7 @@ Wrapper = Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]]
 Vectorization = Literal["sync", "async", "native"]
 
 _SUITES = {"ALE": atari_spec, "MinAtar": minatar_spec}
+_MAKE_OTHERS = ("GymV21Environment", "GymV26Environment")  # their arguments name a module to import
 _FLATTENED_TO_BITS = (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 
 
@@ -69,6 +70,20 @@ def resolve_env(env_id: EnvSource) -> EnvSpec | Callable[..., Any]:
     if not callable(factory):
         raise ValueError(f"data.env_id: {env_id!r} is a {type(factory).__name__}, not a class or function")
     return factory  # type: ignore[no-any-return]
+
+
+def is_found_without_import(env_id: str, is_trusted: Callable[[str], bool]) -> bool:
+    """Return True if looking an environment up imports no module but those that the user trusts.
+
+    Args:
+        env_id: A registered id, or a dotted path.
+        is_trusted: Returns True for a module that the user trusts.
+    """
+    if env_id.startswith(_MAKE_OTHERS):
+        return False
+    module, _, registered_id = env_id.rpartition(":")
+    is_an_id = not module and ("." not in registered_id or registered_id in gym.registry)
+    return is_an_id or is_trusted(module or env_id)
 
 
 def env_name(env_id: EnvSource) -> str:

@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_dqn.checkpoint_io import newest_readable
 from lightning_dqn.functional import legal_values
 from lightning_dqn.hparams import save_plain_hyperparameters
 from lightning_dqn.learner.averages import keep_averages
@@ -38,6 +37,7 @@ from lightning_dqn.learner.watchers import updates_are_watched, why_not_compiled
 from lightning_dqn.ranks import of_all_ranks
 from lightning_dqn.rng import restore_shared_random_state, separate_shared_random_state, shared_random_state
 from lightning_dqn.transition import ReplayBatch, Transition
+from lightning_dqn.trust import open_settings
 
 
 @dataclass
@@ -148,22 +148,44 @@ class DQNLightningModule(LightningModule):
             super().__setattr__(name, value)
 
     @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: str | Path | IO[bytes], *args: Any, **kwargs: Any) -> Self:
-        """As Lightning's, with what a Trainer would load as well: a whole file of this machine, and nothing executed.
+    def load_from_checkpoint(
+        cls,
+        checkpoint_path: str | Path | IO[bytes],
+        map_location: Any = None,
+        hparams_file: str | Path | None = None,
+        strict: bool | None = None,
+        weights_only: bool | None = None,
+        trust: Sequence[str] = (),
+        **kwargs: Any,
+    ) -> Self:
+        """Return the module that a checkpoint was saved from, with its weights.
+
+        The checkpoint may only name classes of this package, of torch and of trusted modules; nothing else that it
+        names is imported or called.
 
         Args:
-            checkpoint_path: A file; where it is damaged, the checkpoint before is taken, with a warning.
-            *args: See :meth:`lightning.pytorch.LightningModule.load_from_checkpoint`.
-            **kwargs: See there; ``weights_only`` is not looked at.
+            checkpoint_path: A file on this machine, or an open file. A damaged file is replaced by the checkpoint
+                before, with a warning.
+            map_location: See :func:`torch.load`; if not given, the device that the weights were saved from.
+            hparams_file: Refused, as the settings are in the checkpoint.
+            strict: Whether the weights must match the network exactly; true if not given.
+            weights_only: Not used, as nothing but tensors and plain values is ever loaded.
+            trust: Modules whose classes the checkpoint may name too, such as ``("my_package",)``.
+            **kwargs: Arguments of the module that replace those of the checkpoint.
 
         Raises:
-            CheckpointError: If there is nothing whole to load, or the path is the address of another machine.
-            FileNotFoundError: If there is nothing at all.
+            CheckpointError: If the checkpoint cannot be read, is on another machine, or names something outside of the
+                allowed modules.
+            FileNotFoundError: If there is no file.
+            ValueError: If there is a ``hparams_file``.
         """
-        if isinstance(checkpoint_path, str | Path):
-            checkpoint_path, _ = newest_readable(checkpoint_path)
-        loaded: Self = super().load_from_checkpoint(checkpoint_path, *args, **kwargs | {"weights_only": True})
-        return loaded
+        checkpoint, settings, builder = open_settings(cls, checkpoint_path, map_location, hparams_file, trust, kwargs)
+        module = cls(**builder.arguments(cls, settings, "model"), **kwargs)
+        module.configure_model()
+        module.on_load_checkpoint(checkpoint)
+        weights = checkpoint["state_dict"]
+        module.load_state_dict(weights, strict=module.strict_loading if strict is None else strict)
+        return module.to(next((t.device for t in weights.values() if isinstance(t, Tensor)), "cpu"))
 
     @property
     def skipped_updates(self) -> int:
