@@ -119,10 +119,9 @@ class CrashSafeCheckpointIO(TorchCheckpointIO):
         if self._failed is not None:
             self._in_place_of.setdefault(self._failed, []).append(place)
             return
-        if place.is_dir():
-            shutil.rmtree(place)
-        for file in (place, checksums_of(place), previous_of(place)):
-            file.unlink(missing_ok=True)
+        for file in _files_of(place):
+            if not file.is_dir():  # a folder is no checkpoint of ours
+                file.unlink(missing_ok=True)
         for other in self._in_place_of.pop(place, []):
             self.remove_checkpoint(other)
 
@@ -275,6 +274,17 @@ def _varies(callback: ModelCheckpoint) -> bool:
 def _full_savers(trainer: Trainer) -> list[ModelCheckpoint]:
     savers = (callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint))
     return [callback for callback in savers if not callback.save_weights_only]
+
+
+def _files_of(place: Path) -> list[Path]:
+    """Return a checkpoint and what its saves left beside it: a file that the checksums do not know is not included."""
+    known, previous = known_checksums(place), previous_of(place)
+    if known is None:
+        return [place]
+    with contextlib.suppress(OSError):
+        if digest(previous) in known:
+            return [place, previous, checksums_of(place)]
+    return [place, checksums_of(place)]
 
 
 def _duplicate(path: Path, copy: Path) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
-_UNFINISHED = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
+_UNFINISHED = re.compile(r"\.(.+)\.([0-9a-f]{8})([0-9a-f]{8})\.tmp", re.DOTALL)
 _CHUNK = 2**20
 
 
@@ -158,11 +158,28 @@ def new_directory(path: Path) -> Iterator[Path]:
 def unfinished(path: Path) -> Path:
     """A name beside a path that nothing has, under which it can be prepared; see :func:`clean_leftovers`."""
     # Lightning takes whatever has hpc_ckpt_ in its name for the checkpoint of a SLURM job
-    return path.with_name(f".{path.name.replace('hpc_ckpt_', 'hpc_')}.{secrets.token_hex(4)}.tmp")
+    name, token = path.name.replace("hpc_ckpt_", "hpc_"), secrets.token_hex(4)
+    return path.with_name(f".{name}.{token}{_signature(name, token)}.tmp")
+
+
+def is_unfinished(name: str) -> bool:
+    """Return whether :func:`unfinished` made a name: a user's own ``.tmp`` file lacks the signature in the name."""
+    match = _UNFINISHED.fullmatch(name)
+    return match is not None and match[3] == _signature(match[1], match[2])
+
+
+def discard(directory: Path) -> None:
+    """Remove a directory, under a name that :func:`clean_leftovers` knows: if the process is killed, no half stays."""
+    aside = unfinished(directory)
+    with contextlib.suppress(OSError):
+        directory.replace(aside)
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def clean_leftovers(directory: Path) -> list[Path]:
     """Removes what saves that were killed have left in a directory; those still under way are let be.
+
+    Only names that :func:`unfinished` made are removed.
 
     Args:
         directory: Where files stand that were made here; it need not exist.
@@ -174,7 +191,7 @@ def clean_leftovers(directory: Path) -> list[Path]:
         return []
     removed = []
     for path in directory.iterdir():
-        if _UNFINISHED.fullmatch(path.name) and not path.is_symlink() and not is_held(path):
+        if is_unfinished(path.name) and not path.is_symlink() and not is_held(path):
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
             removed.append(path)
     return removed
@@ -247,6 +264,10 @@ def is_held(path: Path) -> bool:
     finally:
         os.close(descriptor)
     return False
+
+
+def _signature(name: str, token: str) -> str:
+    return hashlib.sha256(os.fsencode(f"lightning-dqn {name} {token}")).hexdigest()[:8]
 
 
 def _hold(descriptor: int) -> None:

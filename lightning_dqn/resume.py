@@ -53,7 +53,8 @@ class RunState:
         self._held = None
         if trainer.ckpt_path is None:
             self._loaded = None
-            self._snapshots.clear()
+            if trainer.global_step == 0:  # a second fit of a trainer continues the same run
+                self._snapshots.clear()
         if trainer.is_global_zero:
             for home in {full_checkpoint(trainer)[0], *checkpoint_folders(trainer)}:
                 self._snapshots.clean(home)
@@ -102,13 +103,12 @@ class RunState:
         }
         arrays = {prefix + name: array for prefix, part in parts.items() for name, array in part.items()}
         replay, problem = None, "another rank could not write"
-        (home, _), rank = full_checkpoint(trainer), trainer.global_rank
-        step = of_first_rank(trainer, data.env_steps)
+        (home, file), rank = full_checkpoint(trainer), trainer.global_rank
         progress = trainer.global_step, counters["iterations"]
+        name = of_first_rank(trainer, self._snapshots.name(home, data.env_steps, progress))
+        checkpoint["run"] = {"id": self._snapshots.run_id, "file": file}
         try:
-            replay = self._snapshots.save(
-                home, step, rank, arrays, meta, data.buffer.rings(), is_interrupted(trainer), progress
-            )
+            replay = self._snapshots.save(home, name, rank, arrays, meta, data.buffer.rings(), is_interrupted(trainer))
         except OSError as error:
             problem = str(error)
         if not trainer.strategy.reduce_boolean_decision(replay is not None):
@@ -134,6 +134,7 @@ class RunState:
         data = data_of(trainer)
         if trainer.state.fn != "fit" or data is None:
             return
+        self._snapshots.resume_run(_run_id(trainer, checkpoint))
         _warn_of_differences(trainer, pl_module, data, checkpoint)
         replay = checkpoint.get("replay")
         if replay is None:
@@ -240,6 +241,15 @@ def _say_where(data: ExperienceDataModule, meta: dict[str, Any]) -> None:
 
 def _beside(trainer: Trainer) -> Path:
     return Path(str(trainer.ckpt_path)).absolute().parent
+
+
+def _run_id(trainer: Trainer, checkpoint: Mapping[str, Any]) -> Any:
+    """Return the id of the run of a checkpoint; ``None`` for a run that saves under another file name.
+
+    Such a run has an id of its own, because the checkpoint that it resumes stays and still needs its snapshot.
+    """
+    run = checkpoint.get("run")
+    return run.get("id") if isinstance(run, dict) and run.get("file") == full_checkpoint(trainer)[1] else None
 
 
 def _ranks(checkpoint: Mapping[str, Any]) -> Any:

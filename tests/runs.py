@@ -45,3 +45,14 @@ def make_run(folder, seed=0, returns=(1.0, 2.0), **settings):
             rows.writerow({"env_steps": 100.0 * k + 50, "step": 2 * k, "collect/return": score - 1})
             rows.writerow({"env_steps": 100.0 * (k + 1), "step": 2 * k + 1, "val/return": score})
     return folder
+
+
+def snapshot(home, env_steps, rank=0):
+    """Return the only replay snapshot of a number of environment steps beside a checkpoint."""
+    (folder,) = (home / "replay").glob(f"*-{env_steps}")
+    return folder / f"rank{rank}"
+
+
+def steps_saved(home):
+    """Return the environment steps of all that is in ``replay``, in their order."""
+    return sorted(int(path.name.rpartition("-")[2]) for path in (home / "replay").iterdir())

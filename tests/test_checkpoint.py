@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 
 from lightning_dqn.experience import segments
-from lightning_dqn.experience.checkpoint import SnapshotError, load_snapshot, prune_snapshots, save_snapshot
+from lightning_dqn.experience.checkpoint import SnapshotError, is_snapshot_of, load_snapshot, save_snapshot
 from lightning_dqn.experience.rows import HostRows
 from lightning_dqn.experience.segments import SegmentStore
-from lightning_dqn.files import new_directory
 
 ARRAYS = {
     "observation": np.arange(12, dtype=np.uint8).reshape(3, 4),
@@ -185,20 +184,28 @@ def test_an_existing_snapshot_stays_untouched(snapshot):
     assert {path.name: path.read_bytes() for path in snapshot.iterdir()} == before
 
 
-def test_pruning_keeps_exactly_the_named_and_removes_what_crashes_left(snapshot):
-    parent = snapshot.parent
-    for name in ("200", "300"):
-        save_snapshot(parent / name, ARRAYS, {})
-    (parent / ".400.123.tmp").mkdir()
-    (parent / ".400.123.tmp" / "reward.npy").write_bytes(b"half")
-    prune_snapshots(parent, keep=["100", "300"])
-    assert sorted(path.name for path in parent.iterdir()) == ["100", "300"]
-    assert load_snapshot(parent / "100")[1] == META
+@pytest.mark.parametrize(
+    ("condition", "expected"),
+    [("whole", True), ("another run", False), ("no run", False), ("stray", False), ("garbage", False), ("link", False)],
+)
+def test_is_snapshot_of_a_run_holds_for_what_the_run_saved_alone(tmp_path, condition, expected):
+    runs = {"another run": "76543210", "no run": None}
+    snapshot = tmp_path / "rank0"
+    save_snapshot(snapshot, ARRAYS, META, run=runs.get(condition, "01234567"))
+    if condition == "stray":
+        (snapshot / "notes.txt").touch()
+    elif condition == "garbage":
+        (snapshot / "manifest.json").write_text("{")
+    elif condition == "link":
+        snapshot.rename(tmp_path / "elsewhere")
+        snapshot.symlink_to(tmp_path / "elsewhere")
+    assert is_snapshot_of(snapshot, "01234567") == expected
 
 
-def test_pruning_where_nothing_is_does_nothing(tmp_path):
-    prune_snapshots(tmp_path / "nowhere", keep=["100"])
-    assert list(tmp_path.iterdir()) == []
+def test_is_snapshot_of_a_run_does_not_hold_for_a_file_or_nothing(tmp_path):
+    (tmp_path / "file").touch()
+    assert not is_snapshot_of(tmp_path / "file", "01234567")
+    assert not is_snapshot_of(tmp_path / "nothing", "01234567")
 
 
 # -- snapshots that are not ours ---------------------------------------------------------------------------------------
@@ -284,13 +291,6 @@ def test_what_was_loaded_can_be_written_to_and_leaves_the_file_alone(snapshot):
     arrays, _ = load_snapshot(snapshot)
     arrays["reward"][:] = 5
     assert load_snapshot(snapshot)[0]["reward"][0] == np.float32(0.1)
-
-
-def test_what_is_being_made_is_not_pruned(tmp_path):
-    with new_directory(tmp_path / "200"):
-        prune_snapshots(tmp_path, keep=[])
-        assert len(list(tmp_path.iterdir())) == 1
-    assert (tmp_path / "200").is_dir()
 
 
 # -- rings -------------------------------------------------------------------------------------------------------------

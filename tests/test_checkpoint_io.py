@@ -24,6 +24,7 @@ from lightning_dqn.checkpoint_io import (
     newest_readable,
     written_checkpoint,
 )
+from lightning_dqn.files import unfinished
 
 
 def state(value):
@@ -112,7 +113,7 @@ def test_one_that_was_not_accepted_does_not_become_the_one_before(saved):
 
 
 def test_leftovers_of_saves_that_were_killed_are_removed_by_the_next(saved):
-    (saved.parent / ".latest.ckpt.01234567.tmp").write_bytes(b"half")
+    unfinished(saved).write_bytes(b"half")
     CrashSafeCheckpointIO().save_checkpoint(state(3), saved)
     assert names(saved.parent) == ["latest.ckpt", "latest.ckpt.sha256", "latest.previous.ckpt"]
 
@@ -176,6 +177,20 @@ def test_addresses_are_written_to_as_lightning_does():
 def test_what_belongs_to_a_checkpoint_is_removed_with_it(saved):
     CrashSafeCheckpointIO().remove_checkpoint(saved)
     assert names(saved.parent) == []
+
+
+def test_remove_checkpoint_leaves_what_its_saves_did_not_write(tmp_path):
+    CrashSafeCheckpointIO().save_checkpoint(state(1), tmp_path / "x.ckpt")
+    (tmp_path / "x.previous.ckpt").write_text("mine")
+    (tmp_path / "y.ckpt").mkdir()
+    (tmp_path / "y.ckpt" / "mine.txt").touch()
+    (tmp_path / "y.ckpt.sha256").mkdir()
+    (tmp_path / "z.ckpt").touch()
+    (tmp_path / "z.ckpt.sha256").write_text("mine")
+    for name in ("x", "y", "z"):
+        CrashSafeCheckpointIO().remove_checkpoint(tmp_path / f"{name}.ckpt")
+    assert names(tmp_path) == ["x.previous.ckpt", "y.ckpt", "y.ckpt.sha256", "z.ckpt.sha256"]
+    assert (tmp_path / "y.ckpt" / "mine.txt").exists()
 
 
 def test_a_checkpoint_stays_when_what_was_to_replace_it_could_not_be_saved(tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from lightning_dqn import DQNLightningModule, ExperienceDataModule, LearningCurv
 from lightning_dqn.cli import DQNCLI, main
 from lightning_dqn.experience.envs import make_env
 from lightning_dqn.shipped import find_config
-from tests.runs import QUIET, SMALL
+from tests.runs import QUIET, SMALL, snapshot
 
 SHORT = [
     *SMALL,
@@ -99,8 +99,8 @@ def test_best_holds_weights_only_and_latest_everything():
     latest = torch.load(RUN / "checkpoints/latest.ckpt", weights_only=True)
     assert "optimizer_states" not in best
     assert latest["optimizer_states"]
-    assert latest["replay"]["name"] == "replay/320"
-    assert (RUN / "checkpoints/replay/320/rank0/manifest.json").is_file()
+    assert latest["replay"]["name"] == f"replay/{latest['run']['id']}-320"
+    assert (snapshot(RUN / "checkpoints", 320) / "manifest.json").is_file()
 
 
 def test_fit_goes_on_from_latest_with_its_replay():
@@ -127,7 +127,7 @@ def test_legal_actions_are_a_setting_of_the_environment(capsys):
     taxi = [*FIT[1:], "--data.env_id=Taxi-v4", "--data.action_mask=action_mask"]
     main(["fit", *taxi])
     assert yaml.safe_load((RUN / "config.yaml").read_text())["data"]["action_mask"] == "action_mask"
-    kept = {path.name for path in (RUN / "checkpoints/replay/320").rglob("*action_mask*")}
+    kept = {path.name for path in snapshot(RUN / "checkpoints", 320).rglob("*action_mask*")}
     assert len(kept) == 2
     main(["test", *taxi, f"--ckpt_path={RUN}/checkpoints/best.ckpt"])
     assert "test/return" in capsys.readouterr().out

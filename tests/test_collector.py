@@ -46,6 +46,7 @@ from tests.environments import (
     RecordingBuffer,
     assert_masks_are_right,
 )
+from tests.runs import snapshot, steps_saved
 
 
 def make_data(env_id="Noise-v0", **kwargs):
@@ -635,7 +636,7 @@ def test_a_checkpoint_holds_nothing_but_tensors_and_plain_values(make_trainer, m
 
 def test_the_replay_stands_beside_the_checkpoint_and_only_the_last_two_are_kept(make_trainer, make_model, tmp_path):
     train(make_trainer, make_model, tmp_path, 4)
-    assert sorted(path.name for path in (tmp_path / "replay").iterdir()) == ["140", "180"]
+    assert steps_saved(tmp_path) == [140, 180]
     assert (tmp_path / "latest.ckpt").stat().st_size < 100_000
 
 
@@ -647,14 +648,14 @@ def test_a_run_can_be_moved_to_another_folder(make_trainer, make_model, tmp_path
     assert len(moment.arrays["action"]) == 60
 
 
-def damage(snapshot):
-    (snapshot / "rank0" / "action.0.npy").write_bytes(b"nonsense")
+def damage(folder):
+    (folder / "action.0.npy").write_bytes(b"nonsense")
 
 
 def test_without_any_replay_a_resumed_run_warns_and_collects_anew(make_trainer, make_model, tmp_path):
     train(make_trainer, make_model, tmp_path, 2)
-    damage(tmp_path / "replay" / "100")
-    shutil.rmtree(tmp_path / "replay" / "60")
+    damage(snapshot(tmp_path, 100))
+    shutil.rmtree(snapshot(tmp_path, 60))
     with pytest.warns(UserWarning, match="experience is collected anew"):
         _, model, data, collector, moment = train(make_trainer, make_model, tmp_path, 3, tmp_path / "latest.ckpt")
     assert (moment.env_steps, moment.gradient_steps) == (100 + 20, 20)
@@ -666,7 +667,7 @@ def test_without_any_replay_a_resumed_run_warns_and_collects_anew(make_trainer, 
 def test_where_anything_is_damaged_a_run_goes_on_from_the_checkpoint_before(make_trainer, make_model, tmp_path, what):
     train(make_trainer, make_model, tmp_path, 2)
     if what == "replay":
-        damage(tmp_path / "replay" / "100")
+        damage(snapshot(tmp_path, 100))
     else:
         os.truncate(tmp_path / "latest.ckpt", 1000)
     with pytest.warns(UserWarning, match=r"Taking the one before, .*latest\.previous\.ckpt \(epoch 0, step 5\)"):
@@ -692,7 +693,7 @@ def test_a_replay_that_does_not_fit_on_the_disk_stops_nothing(make_trainer, make
     with pytest.warns(UserWarning, match=r"The replay could not be saved.*needed: .* MiB, free: 0\.0 MiB"):
         train(make_trainer, make_model, tmp_path, 3)
     assert "replay" not in torch.load(tmp_path / "latest.ckpt", weights_only=True)
-    assert sorted(path.name for path in (tmp_path / "replay").iterdir()) == ["100", "60"]
+    assert steps_saved(tmp_path) == [60, 100]
     *_, moment = train(make_trainer, make_model, tmp_path, 4, tmp_path / "latest.previous.ckpt")
     assert (moment.env_steps, len(moment.arrays["action"])) == (100, 100)
 
@@ -712,7 +713,7 @@ def test_a_checkpoint_that_could_not_be_written_keeps_its_predecessors_and_their
         train(make_trainer, make_model, tmp_path, 4)
     for name, env_steps in (("latest.ckpt", 100), ("latest.previous.ckpt", 60)):
         replay = torch.load(tmp_path / name, weights_only=True)["replay"]
-        assert replay["name"] == f"replay/{env_steps}"
+        assert replay["name"].endswith(f"-{env_steps}")
         assert load_snapshot(tmp_path / replay["name"] / "rank0", replay["sha256"])[0]["count"] == env_steps
 
 
@@ -786,7 +787,7 @@ def test_a_second_fit_of_the_same_trainer_starts_from_the_start_and_saves_its_ow
     assert data.env_steps == 128
     assert collector.iterations == 64 // 16
     trainer.save_checkpoint(tmp_path / "second.ckpt")
-    arrays, _ = load_snapshot(tmp_path / "replay/128/rank0")
+    arrays, _ = load_snapshot(snapshot(tmp_path, 128))
     assert (arrays["observation"] == data.buffer.state_arrays()["observation"]).all()
 
 

@@ -63,7 +63,7 @@ def test_two_ranks_are_one_learner_with_two_experiences(tmp_path):
     (score,) = alone.validate(model, datamodule=data, verbose=False)
     scores = {name: value for name, value in score.items() if name != "env_steps"}
     assert scores == {name: first["metrics"][name] for name in scores}
-    assert {path.name for path in tmp_path.glob("replay/184/*")} == {"rank0", "rank1"}
+    assert {path.name for path in tmp_path.glob("replay/*-184/*")} == {"rank0", "rank1"}
 
 
 @pytest.mark.slow

@@ -108,7 +108,15 @@ def test_leftovers_are_removed_and_nothing_else(tmp_path):
     (outside / "x").touch()
     folder = tmp_path / "folder"
     (folder / "100").mkdir(parents=True)
-    keep = ["latest.ckpt", ".hidden", "x.tmp", ".latest.ckpt.0123.tmp", ".x.0123456g.tmp"]
+    keep = [
+        "latest.ckpt",
+        ".hidden",
+        "x.tmp",
+        ".latest.ckpt.0123.tmp",
+        ".x.0123456g.tmp",
+        ".x.01234567.tmp",
+        ".x.0123456789abcdef.tmp",
+    ]
     for name in keep:
         (folder / name).touch()
     left = [unfinished(folder / "latest.ckpt"), unfinished(folder / "100")]

@@ -32,6 +32,7 @@ from lightning_dqn import (
 from lightning_dqn.experience.evaluation import PlayedEpisodes
 from lightning_dqn.functional import project_categorical
 from tests.environments import Chain, RecordingBuffer, seeded
+from tests.runs import steps_saved
 
 
 class Asking:
@@ -152,9 +153,9 @@ def test_the_replay_that_was_resumed_from_stays_until_the_next_checkpoint_is_wri
     make_trainer, make_model, tmp_path
 ):
     path = train(make_trainer, make_model, tmp_path, 1)
-    assert [folder.name for folder in (tmp_path / "replay").iterdir()] == ["60"]
+    assert steps_saved(tmp_path) == [60]
     train(make_trainer, make_model, tmp_path, 2, path)
-    assert {folder.name for folder in (tmp_path / "replay").iterdir()} == {"60", "100"}
+    assert steps_saved(tmp_path) == [60, 100]
 
 
 def test_the_speed_of_collection_is_that_of_training_without_the_time_of_validation(

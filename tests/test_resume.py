@@ -11,6 +11,7 @@ from lightning_dqn.experience import segments, write_behind
 from lightning_dqn.experience.checkpoint import load_snapshot
 from lightning_dqn.resume import RunState
 from tests.environments import Chain
+from tests.runs import snapshot, steps_saved
 
 
 def test_nothing_is_put_back_that_was_not_loaded():
@@ -146,9 +147,9 @@ def test_a_checkpoint_that_somebody_asks_for_begins_it_and_those_after_the_end_d
     assert watch.seen == [0] * 4 + [1] * 4
     trainer.save_checkpoint(tmp_path / "mine.ckpt")
     assert threads() == []
-    assert sorted(path.name for path in (tmp_path / "replay").iterdir()) == ["158", "94"]
+    assert steps_saved(tmp_path) == [94, 158]
     # the last was saved when everything had ended, and shares nothing
-    assert {path.stat().st_nlink for path in (tmp_path / "replay" / "158" / "rank0").iterdir()} == {1}
+    assert {path.stat().st_nlink for path in snapshot(tmp_path, 158).iterdir()} == {1}
 
 
 def test_however_a_fit_ends_the_thread_does_and_leaves_nothing(make_trainer, make_model, tmp_path, small_segments):
@@ -187,9 +188,9 @@ def inodes(folder):
 @pytest.mark.usefixtures("small_segments")
 def test_a_run_that_goes_on_links_what_the_snapshot_had_that_it_came_from(make_trainer, make_model, tmp_path):
     fit(make_trainer, make_model, tmp_path, capacity=300)
-    first, latest = inodes(tmp_path / "replay" / "94" / "rank0"), tmp_path / "latest.ckpt"
+    first, latest = inodes(snapshot(tmp_path, 94)), tmp_path / "latest.ckpt"
     fit(make_trainer, make_model, tmp_path, max_epochs=3, ckpt_path=latest, capacity=300)
-    second, third = (inodes(tmp_path / "replay" / step / "rank0") for step in ("158", "222"))
+    second, third = (inodes(snapshot(tmp_path, step)) for step in (158, 222))
     assert second.isdisjoint(first | third)
     # ninety states before and after are nine segments each, and actions, rewards and discounts a few
     assert len(third & first) >= 18
@@ -209,6 +210,81 @@ def test_what_an_earlier_fit_came_from_is_nothing_to_one_without_replay(make_tra
         del weights[name]
     torch.save(weights, tmp_path / "bare.ckpt")
     make_trainer(max_epochs=4, **kwargs).fit(model, data, ckpt_path=tmp_path / "bare.ckpt")
-    arrays, _ = load_snapshot(tmp_path / "b" / "replay" / str(data.env_steps) / "rank0")
+    arrays, _ = load_snapshot(snapshot(tmp_path / "b", data.env_steps))
     for name, array in data.buffer.state_arrays().items():
         assert np.asarray(arrays[name]).tobytes() == array.tobytes()
+
+
+# -- several runs in one folder ----------------------------------------------------------------------------------------
+
+
+def fit_as(make_trainer, make_model, folder, name, max_epochs, resume=False, source=None):
+    """Train a run that saves under a file name; return what its replay holds at the end."""
+    saver = ModelCheckpoint(folder, name, enable_version_counter=False)
+    ckpt_path = folder / f"{source or name}.ckpt" if resume else None
+    _, model, data = fit(make_trainer, make_model, folder, max_epochs, [saver], ckpt_path=ckpt_path, capacity=300)
+    return model.state_dict(), {key: array.copy() for key, array in data.buffer.state_arrays().items()}
+
+
+def equal(one, other):
+    return all(torch.equal(one[0][key], other[0][key]) for key in one[0]) and all(
+        np.array_equal(one[1][key], other[1][key]) for key in one[1]
+    )
+
+
+def names_of(folder, name):
+    """Return the snapshots that a checkpoint and the one before it need."""
+    files = [folder / f"{name}.ckpt", folder / f"{name}.previous.ckpt"]
+    return {torch.load(file, weights_only=True)["replay"]["name"] for file in files}
+
+
+def test_two_runs_that_save_in_turns_into_one_folder_resume_exactly(make_trainer, make_model, tmp_path):
+    alone = fit_as(make_trainer, make_model, tmp_path / "alone", "a", 6)
+    together = tmp_path / "together"
+    for epochs in (2, 4):
+        for name in ("a", "b"):
+            fit_as(make_trainer, make_model, together, name, epochs, resume=epochs > 2)
+    assert len(list((together / "replay").iterdir())) == 4
+    needed = names_of(together, "a") | names_of(together, "b")
+    assert {f"replay/{path.name}" for path in (together / "replay").iterdir()} == needed
+    for name in ("a", "b"):
+        assert equal(fit_as(make_trainer, make_model, together, name, 6, resume=True), alone)
+
+
+def test_a_run_that_resumes_under_another_file_name_leaves_the_first_runs_snapshots(make_trainer, make_model, tmp_path):
+    fit_as(make_trainer, make_model, tmp_path, "a", 2)
+    needed = names_of(tmp_path, "a")
+    expected = fit_as(make_trainer, make_model, tmp_path, "b", 5, resume=True, source="a")
+    assert names_of(tmp_path, "a") == needed
+    assert all((tmp_path / name / "rank0" / "manifest.json").is_file() for name in needed)
+    assert equal(fit_as(make_trainer, make_model, tmp_path, "a", 5, resume=True), expected)
+
+
+def run_of(path):
+    return torch.load(path, weights_only=True)["run"]["id"]
+
+
+def test_a_run_keeps_its_id_when_it_resumes_or_is_fitted_again_and_another_has_its_own(
+    make_trainer, make_model, tmp_path
+):
+    trainer, model, data = fit(make_trainer, make_model, tmp_path)
+    first = run_of(tmp_path / "latest.ckpt")
+    trainer.fit_loop.max_epochs = 2
+    trainer.fit(model, data)
+    assert run_of(tmp_path / "latest.ckpt") == first
+    fit(make_trainer, make_model, tmp_path, max_epochs=3, ckpt_path=tmp_path / "latest.ckpt")
+    assert run_of(tmp_path / "latest.ckpt") == first
+    fit(make_trainer, make_model, tmp_path)
+    assert run_of(tmp_path / "latest.ckpt") != first
+
+
+def test_a_save_into_the_working_folder_leaves_what_is_in_replay(make_trainer, make_model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "replay" / "notes").mkdir(parents=True)
+    (tmp_path / "replay" / "notes" / "a.txt").write_text("mine")
+    (tmp_path / "replay" / "empty").mkdir()
+    watch = Watch(lambda trainer: trainer.save_checkpoint("mine.ckpt"))
+    trainer, *_ = fit(make_trainer, make_model, ".", max_epochs=3, savers=[], callbacks=[watch])
+    trainer.save_checkpoint("mine.ckpt")
+    assert (tmp_path / "replay" / "notes" / "a.txt").read_text() == "mine"
+    assert (tmp_path / "replay" / "empty").is_dir()

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import time
 from itertools import pairwise, product
 from pathlib import Path
@@ -13,15 +14,24 @@ from lightning_dqn.experience import checkpoint, segments, write_behind
 from lightning_dqn.experience.checkpoint import SnapshotError
 from lightning_dqn.experience.rows import DeviceRows, HostRows, Place
 from lightning_dqn.experience.snapshots import SnapshotKeeper
+from lightning_dqn.files import unfinished
 from tests.test_frames import Recorder
 
 
 def save(keeper, home, env_steps, value=0, rank=0, progress=()):
-    return keeper.save(home, env_steps, rank, {"x": np.full(3, value)}, {"value": value}, progress=progress)
+    name = keeper.name(home, env_steps, progress)
+    return keeper.save(home, name, rank, {"x": np.full(3, value)}, {"value": value})
 
 
 def names(home):
-    return sorted(path.name for path in (home / "replay").iterdir())
+    """Return the names of all that is in ``replay``, without the run ids."""
+    return sorted(path.name.rpartition("-")[2] for path in (home / "replay").iterdir())
+
+
+def folder_of(home, number):
+    """Return the only folder of a number of steps."""
+    (folder,) = (home / "replay").glob(f"*-{number}")
+    return folder
 
 
 def test_what_is_saved_is_found_beside_the_checkpoint_and_where_it_was_written(tmp_path):
@@ -63,27 +73,98 @@ def test_moments_of_equally_many_steps_have_snapshots_of_their_own(tmp_path):
     keeper = SnapshotKeeper()
     moments = [(10, 1), (10, 2), (10, 2), (11, 3), (20, 4)]
     saved = [save(keeper, tmp_path, steps, k, progress=(k,)) for steps, k in moments]
-    assert [replay["name"] for replay in saved] == [f"replay/{name}" for name in (10, 11, 11, 12, 20)]
+    assert [replay["name"] for replay in saved] == [f"replay/{keeper.run_id}-{i}" for i in (10, 11, 11, 12, 20)]
     for _ in range(2):
         again = SnapshotKeeper()
         assert again.load(save(again, tmp_path, 30, 1, progress=(5,)), tmp_path, 0)[1] == {"value": 1}
         # the one that was loaded is of a moment that nobody knows
-        assert save(again, tmp_path, 30, 2, progress=(6,))["name"] == "replay/31"
+        assert save(again, tmp_path, 30, 2, progress=(6,))["name"] == f"replay/{again.run_id}-31"
 
 
-def test_another_runs_snapshot_of_the_same_name_is_replaced_and_its_checkpoint_notices(tmp_path):
-    old = save(SnapshotKeeper(), tmp_path, 10, 1)
-    new = save(SnapshotKeeper(), tmp_path, 10, 2)
+def resumed_keeper(keeper):
+    """Return the keeper of a new process that resumes the same run."""
+    again = SnapshotKeeper()
+    again.resume_run(keeper.run_id)
+    return again
+
+
+def test_save_after_resume_from_an_earlier_checkpoint_replaces_the_runs_later_snapshot(tmp_path):
+    keeper = SnapshotKeeper()
+    old = save(keeper, tmp_path, 10, 1)
+    new = save(resumed_keeper(keeper), tmp_path, 10, 2)
+    assert new["name"] == old["name"]
     assert SnapshotKeeper().load(new, tmp_path, 0)[1] == {"value": 2}
     with pytest.raises(SnapshotError, match="another checkpoint"):
         SnapshotKeeper().load(old, tmp_path, 0)
 
 
+def test_save_of_two_runs_in_turns_keeps_two_snapshots_of_each(tmp_path):
+    keepers = [SnapshotKeeper(), SnapshotKeeper()]
+    for step, keeper in product((10, 20, 30, 40), keepers):
+        keeper.clean(tmp_path)
+        keeper.written(save(keeper, tmp_path, step, keepers.index(keeper)))
+    assert names(tmp_path) == ["30", "30", "40", "40"]
+    for value, keeper in enumerate(keepers):
+        for step in (30, 40):
+            replay = {"name": f"replay/{keeper.run_id}-{step}", "home": str(tmp_path)}
+            assert SnapshotKeeper().load(replay, tmp_path, 0)[1] == {"value": value}
+
+
+def test_load_of_a_snapshot_without_run_id_restores_it_and_no_save_removes_it(tmp_path):
+    checkpoint.save_snapshot(tmp_path / "replay" / "10" / "rank0", {"x": np.zeros(3)}, {"value": 5})
+    keeper = SnapshotKeeper()
+    assert keeper.load({"name": "replay/10", "home": str(tmp_path)}, tmp_path, 0)[1] == {"value": 5}
+    keeper.resume_run(None)
+    for step in (20, 30, 40):
+        keeper.written(save(keeper, tmp_path, step))
+    assert names(tmp_path) == ["10", "30", "40"]
+
+
+@pytest.mark.parametrize("run_id", [None, 3, "", "../../x", "0123456", "ABCDEF01", "01234567\n"])
+def test_resume_run_with_no_valid_id_makes_a_new_one(run_id):
+    keeper = SnapshotKeeper()
+    keeper.resume_run(run_id)
+    assert re.fullmatch("[0-9a-f]{8}", keeper.run_id)
+    assert keeper.run_id != run_id
+
+
+def test_name_taken_by_what_the_run_did_not_save_is_left_for_the_next_number(tmp_path):
+    keeper = SnapshotKeeper()
+    folder, run = tmp_path / "replay", keeper.run_id
+    (folder / f"{run}-10" / "rank0").mkdir(parents=True)
+    (folder / f"{run}-11").symlink_to(tmp_path)
+    (folder / f"{run}-12").write_text("mine")
+    checkpoint.save_snapshot(folder / f"{run}-13" / "rank1", {}, {}, run="01234567")
+    for number in (14, 15):
+        checkpoint.save_snapshot(folder / f"{run}-{number}" / "rank0", {}, {}, run=run)
+    (folder / f"{run}-14" / "rank0" / "mine.txt").touch()
+    (folder / f"{run}-9").mkdir()
+    assert keeper.name(tmp_path, 9) == f"{run}-15"
+    for rank in (0, 1):
+        with pytest.raises(FileExistsError, match=f"{run}-{10 + 3 * rank}"):
+            keeper.save(tmp_path, f"{run}-{10 + 3 * rank}", rank, {}, {})
+
+
+def test_written_leaves_a_users_file_in_a_snapshot_folder(tmp_path):
+    keeper = SnapshotKeeper()
+    for step in (10, 20, 30, 40):
+        name = save(keeper, tmp_path, step)
+        if step == 10:
+            (tmp_path / name["name"] / "mine.txt").touch()
+        if step == 20:
+            (tmp_path / name["name"] / "rank0" / "mine.txt").touch()
+        keeper.written(name)
+    assert [path.name for path in folder_of(tmp_path, 10).iterdir()] == ["mine.txt"]
+    assert (folder_of(tmp_path, 20) / "rank0" / "mine.txt").is_file()
+    assert names(tmp_path) == ["10", "20", "30", "40"]
+
+
 def test_after_loading_the_one_loaded_is_kept(tmp_path):
-    first, keeper = SnapshotKeeper(), SnapshotKeeper()
+    first = SnapshotKeeper()
     for step in (10, 20):
-        first.written(save(first, tmp_path, step))
-    keeper.load({"name": "replay/20", "home": str(tmp_path)}, tmp_path, 0)
+        first.written(replay := save(first, tmp_path, step))
+    keeper = resumed_keeper(first)
+    keeper.load(replay, tmp_path, 0)
     keeper.release()
     keeper.written(save(keeper, tmp_path, 30))
     assert names(tmp_path) == ["20", "30"]
@@ -91,7 +172,8 @@ def test_after_loading_the_one_loaded_is_kept(tmp_path):
 
 def test_every_process_has_its_own(tmp_path):
     keepers = [SnapshotKeeper(), SnapshotKeeper()]
-    replay, other = (save(keeper, tmp_path, 10, rank, rank) for rank, keeper in enumerate(keepers))
+    name = keepers[0].name(tmp_path, 10)
+    replay, other = (keeper.save(tmp_path, name, rank, {}, {"value": rank}) for rank, keeper in enumerate(keepers))
     assert "sha256" not in other
     assert [SnapshotKeeper().load(replay, tmp_path, rank)[1]["value"] for rank in (0, 1)] == [0, 1]
 
@@ -103,6 +185,8 @@ def test_every_process_has_its_own(tmp_path):
         {"name": "replay/../../10"},
         {"name": "/etc"},
         {"name": "replay/10\n"},
+        {"name": "replay/xyz-10"},
+        {"name": "replay/" + "9" * 5000},
         {"name": 3},
         {"home": None},
     ],
@@ -122,21 +206,21 @@ def test_what_a_checkpoint_says_must_be_understood(tmp_path, replay):
 def test_a_save_that_fails_leaves_nothing(tmp_path):
     keeper = SnapshotKeeper()
     with pytest.raises(TypeError):
-        keeper.save(tmp_path, 10, 0, {"x": np.zeros(3)}, {"bad": object()})
-    keeper.clean(tmp_path)
+        keeper.save(tmp_path, keeper.name(tmp_path, 10), 0, {"x": np.zeros(3)}, {"bad": object()})
     assert names(tmp_path) == []
 
 
 def test_leftovers_of_killed_saves_are_cleaned_and_snapshots_stay(tmp_path):
     replay = save(SnapshotKeeper(), tmp_path, 10)
-    (tmp_path / ".latest.ckpt.01234567.tmp").touch()
-    (tmp_path / "replay" / "10" / ".rank1.01234567.tmp").mkdir()
-    (tmp_path / "replay" / "20" / ".rank0.01234567.tmp").mkdir(parents=True)
+    saved = folder_of(tmp_path, 10)
+    unfinished(tmp_path / "latest.ckpt").touch()
+    unfinished(saved / "rank1").mkdir()
+    unfinished(tmp_path / "replay" / "01234567-20" / "rank0").mkdir(parents=True)
     SnapshotKeeper.clean(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["replay"]
     assert names(tmp_path) == ["10"]
-    assert [path.name for path in (tmp_path / "replay" / "10").iterdir()] == ["rank0"]
-    manifest = json.loads((tmp_path / "replay" / "10" / "rank0" / "manifest.json").read_text())
+    assert [path.name for path in saved.iterdir()] == ["rank0"]
+    manifest = json.loads((saved / "rank0" / "manifest.json").read_text())
     assert manifest["meta"] == {"value": 0}
     assert SnapshotKeeper().load(replay, tmp_path, 0)
 
@@ -178,7 +262,8 @@ class Run:
             time.sleep(0.002)
 
     def save(self, written=True):
-        replay = self.keeper.save(self.home, self.rows.count, 0, {"y": np.zeros(3)}, {}, self.rings)
+        name = self.keeper.name(self.home, self.rows.count)
+        replay = self.keeper.save(self.home, name, 0, {"y": np.zeros(3)}, {}, self.rings)
         if written:
             self.keeper.written(replay)
         arrays, _ = SnapshotKeeper().load(replay, self.home, 0)
@@ -270,7 +355,7 @@ def resumed(run, replay):
     """A new process that goes on from a snapshot, with ten numbers more."""
     again = Run(run.home)
     arrays, _ = again.keeper.load(replay, run.home, 0)
-    again.rows.restore(arrays["x"], int(Path(replay["name"]).name))
+    again.rows.restore(arrays["x"], int(replay["name"].rpartition("-")[2]))
     again.put(10)
     again.begin(again.keeper.release())
     again.keeper._behind.stop()  # what it would write now is not there yet
@@ -330,7 +415,8 @@ def test_in_a_hurry_nothing_is_written_that_is_there_and_the_next_run_shares_not
     first = run.save()
     run.begin(run.home / first["name"] / "rank0")
     run.put(10)
-    second = run.keeper.save(run.home, 1260, 0, {"y": np.zeros(3)}, {}, run.rings, hurry=True)
+    name = run.keeper.name(run.home, 1260)
+    second = run.keeper.save(run.home, name, 0, {"y": np.zeros(3)}, {}, run.rings, hurry=True)
     run.keeper.written(second)
     common = shared(run.inodes(first), run.inodes(second))
     assert len(common) == 9
@@ -342,7 +428,7 @@ def test_in_a_hurry_nothing_is_written_that_is_there_and_the_next_run_shares_not
 
 def test_what_was_saved_before_the_beginning_can_be_taken_over_as_well(run):
     run.put(1250)
-    replay = run.keeper.save(run.home, 1250, 0, {}, {}, run.rings)
+    replay = run.keeper.save(run.home, run.keeper.name(run.home, 1250), 0, {}, {}, run.rings)
     run.begin(run.home / replay["name"] / "rank0")
     run.keeper.written(replay)
     first = run.inodes(replay)
@@ -379,7 +465,7 @@ def test_other_processes_take_turns_with_every_save(run):
     run.keeper.begin(run.home, 1, run.rings, None)
     kept = []
     for _ in range(3):
-        replay = run.keeper.save(run.home, run.rows.count, 1, {}, {}, run.rings)
+        replay = run.keeper.save(run.home, run.keeper.name(run.home, run.rows.count), 1, {}, {}, run.rings)
         folder = run.home / replay["name"] / "rank1"
         kept.append({path.name: path.stat().st_ino for path in folder.iterdir()})
         run.put(1)
@@ -449,7 +535,7 @@ def test_killed_while_segments_are_written_nothing_is_left_over(tmp_path, small_
     os.waitpid(child, 0)
     assert [path for path in (tmp_path / "replay").iterdir() if path.name.endswith(".tmp")]
     SnapshotKeeper.clean(tmp_path)
-    assert [path.name for path in (tmp_path / "replay").iterdir()] == ["950"] * written
+    assert names(tmp_path) == ["950"] * written
 
 
 # -- against a plain copy ----------------------------------------------------------------------------------------------
@@ -488,21 +574,22 @@ def test_snapshots_are_plain_copies_whatever_is_linked(tmp_path, monkeypatch, ki
         if len(buffer):
             batch = buffer.sample(1, 16, rng)
             buffer.update_priorities(batch.index, torch.from_numpy(rng.random((1, 16))))
-        replay = keeper.save(tmp_path, step, 0, buffer.loose_arrays(), {}, buffer.rings())
+        replay = keeper.save(tmp_path, keeper.name(tmp_path, step), 0, buffer.loose_arrays(), {}, buffer.rings())
         saved[step] = {name: array.copy() for name, array in buffer.state_arrays().items()}
         if rng.random() < 0.8:
             keeper.written(replay)
-        for folder in (tmp_path / "replay").glob("[0-9]*"):
+        for folder in (tmp_path / "replay").glob("[0-9a-f]*-*"):
             arrays, _ = SnapshotKeeper().load(replay | {"name": f"replay/{folder.name}", "sha256": None}, tmp_path, 0)
-            assert arrays.keys() == saved[int(folder.name)].keys()
-            for name, expected in saved[int(folder.name)].items():
+            at = saved[int(folder.name.rpartition("-")[2])]
+            assert arrays.keys() == at.keys()
+            for name, expected in at.items():
                 array = np.asarray(arrays[name])
                 assert (array.dtype, array.shape) == (expected.dtype, expected.shape)
                 assert array.tobytes() == expected.tobytes(), (folder.name, name)
         linked += sum(path.stat().st_nlink > 1 for path in (tmp_path / replay["name"] / "rank0").iterdir())
         if moment % 5 == 4:  # a new process goes on from here
             keeper.close()
-            keeper = SnapshotKeeper()
+            keeper = resumed_keeper(keeper)
             buffer = recorder.buffer = make_buffer(kind, observations, where, tmp_path / "ring")
             buffer.load_state_arrays(keeper.load(replay, tmp_path, 0)[0])
             for name, expected in saved[step].items():

@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -26,7 +25,7 @@ from lightning_dqn.experience.segments import (
     segments,
     write_array,
 )
-from lightning_dqn.files import HashedFile, check_space, is_held, new_directory, open_regular, sha256
+from lightning_dqn.files import HashedFile, check_space, new_directory, open_regular, sha256
 
 FORMAT_VERSION = 2
 _MANIFEST = "manifest.json"
@@ -45,11 +44,13 @@ class Manifest(NamedTuple):
         files: SHA-256 of each, by name.
         rings: How those of its arrays are cut that are in several files.
         meta: Plain values.
+        run: Id of the run that saved it; ``None``: saved before runs had ids.
     """
 
     files: dict[str, str]
     rings: dict[str, Layout]
     meta: dict[str, Any]
+    run: str | None
 
 
 def save_snapshot(
@@ -58,6 +59,7 @@ def save_snapshot(
     meta: Mapping[str, Any],
     rings: Mapping[str, Rows] | None = None,
     *stores: SegmentStore,
+    run: str | None = None,
 ) -> str:
     """Writes arrays, rings and plain values into a directory that appears only when it is complete.
 
@@ -71,6 +73,7 @@ def save_snapshot(
         rings: By name; each becomes ``<name>.0.npy`` and so on, a segment each.
         stores: Segments that are final are linked from the first that has them; if none does, they are written into
             the first before.
+        run: Id of the run that saves it; see :func:`is_snapshot_of`.
 
     Returns:
         The SHA-256 of its manifest, which stands for all of it.
@@ -90,7 +93,7 @@ def save_snapshot(
         files = {segment.file: _put(segment, temporary, stores) for segment in cut}
         files |= {f"{name}.npy": write_array(temporary / f"{name}.npy", array) for name, array in arrays.items()}
         layouts = {name: layout(rows) for name, rows in (rings or {}).items()}
-        manifest = {"format_version": FORMAT_VERSION, "files": files, "rings": layouts, "meta": dict(meta)}
+        manifest = {"format_version": FORMAT_VERSION, "run": run, "files": files, "rings": layouts, "meta": dict(meta)}
         with HashedFile(temporary / _MANIFEST) as file:
             file.write(json.dumps(manifest, indent=1).encode())
     return file.sha256
@@ -154,7 +157,8 @@ def read_manifest(directory: Path, checksum: str | None = None) -> Manifest:
         version = content["format_version"]
         if version != FORMAT_VERSION:
             raise SnapshotError(f"{directory} has snapshot format {version}, this version reads {FORMAT_VERSION}")
-        manifest = Manifest(*(dict(content[field]) for field in Manifest._fields))
+        files, rings, meta = (dict(content[field]) for field in ("files", "rings", "meta"))
+        manifest = Manifest(files, rings, meta, content.get("run"))
         for cut in manifest.rings.values():
             _check_layout(cut, len(manifest.files))
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
@@ -164,17 +168,20 @@ def read_manifest(directory: Path, checksum: str | None = None) -> Manifest:
     return manifest
 
 
-def prune_snapshots(parent: Path, keep: Collection[str]) -> None:
-    """Removes all snapshots but some, and whatever crashed saves left behind; what is under way is let be.
+def is_snapshot_of(directory: Path, run: str) -> bool:
+    """Return whether a directory is a snapshot that a run saved, and holds nothing else.
 
     Args:
-        parent: The directory they stand in.
-        keep: Names of those that stay.
+        directory: Any path.
+        run: Id of the run; the manifest must carry it.
     """
-    if parent.is_dir():
-        for path in parent.iterdir():
-            if path.name not in keep and not is_held(path):
-                shutil.rmtree(path, ignore_errors=True)
+    if directory.is_symlink():
+        return False
+    try:
+        manifest = read_manifest(directory)
+        return manifest.run == run and {path.name for path in directory.iterdir()} <= {_MANIFEST, *manifest.files}
+    except (OSError, SnapshotError):
+        return False
 
 
 def _put(segment: Segment, folder: Path, stores: Sequence[SegmentStore]) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import re
-import shutil
+import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,18 +15,19 @@ from numpy.typing import NDArray
 
 from lightning_dqn.experience.checkpoint import (
     SnapshotError,
+    is_snapshot_of,
     load_snapshot,
-    prune_snapshots,
     read_manifest,
     save_snapshot,
 )
 from lightning_dqn.experience.pieces import Saved
 from lightning_dqn.experience.rows import Rows
 from lightning_dqn.experience.write_behind import WriteBehind
-from lightning_dqn.files import clean_leftovers
+from lightning_dqn.files import clean_leftovers, discard
 
 _FOLDER = "replay"
-_NAME = re.compile(rf"{_FOLDER}/\d+")
+_RUN_ID = re.compile(r"[0-9a-f]{8}")
+_NAME = re.compile(rf"{_FOLDER}/(?:{_RUN_ID.pattern}-)?[0-9]{{1,19}}")  # before runs had ids: the steps alone
 _SAID = ("name", "home", "sha256")
 _KEPT = 2  # that of the last checkpoint, and that of the one before it
 
@@ -32,11 +35,15 @@ Snapshot = tuple[dict[str, Saved], dict[str, Any]]
 
 
 class SnapshotKeeper:
-    """Saves, finds and removes the snapshots of a run: ``<home>/replay/<environment steps>/rank<rank>``.
+    """A keeper that saves, loads and removes a run's snapshots: ``<home>/replay/<run id>-<env steps>/rank<rank>``.
 
     Those of the last two checkpoints that were written stay. A snapshot whose checkpoint was never written is removed
-    before the next is begun. Between :meth:`begin` and :meth:`close` segments of rings that are final are written while
-    training goes on, and a snapshot takes those that have not changed from the one before the last, by hard links.
+    before the next is begun. Nothing is removed or overwritten that does not carry the run's id in its name and in its
+    manifest. Between :meth:`begin` and :meth:`close` segments of rings that are final are written while training goes
+    on, and a snapshot takes those that have not changed from the one before the last, by hard links.
+
+    Attributes:
+        run_id: Id of the run, random; a run that resumes keeps it.
     """
 
     def __init__(self) -> None:
@@ -44,12 +51,22 @@ class SnapshotKeeper:
         self.clear()
 
     def clear(self) -> None:
-        """Begins anew: what is on disk is another run's."""
+        """Begins anew, with a new run id: what is on disk is another run's."""
+        self.resume_run(None)
         self._own: set[str] = set()
         self._needed: list[str] = []
         self._found: tuple[Path, Snapshot] | None = None
         self._last: tuple[int, tuple[int, ...] | None] | None = None  # name and moment of the one before
         self._unwritten: str | None = None  # the one from the present store whose checkpoint may still fail
+
+    def resume_run(self, run_id: Any) -> None:
+        """Take over the id of the run that is resumed.
+
+        Args:
+            run_id: As a checkpoint has it; anything else than an id makes a new one.
+        """
+        known = isinstance(run_id, str) and _RUN_ID.fullmatch(run_id)
+        self.run_id: str = run_id if known else secrets.token_hex(4)
 
     def begin(self, home: Path, rank: int, rings: Mapping[str, Rows], held: Path | None) -> None:
         """From now on writes final segments while training goes on, where the disk has locks and hard links.
@@ -81,30 +98,44 @@ class SnapshotKeeper:
             self._behind.close()
             self._behind = None
 
+    def name(self, home: Path, env_steps: int, progress: tuple[int, ...] = ()) -> str:
+        """Return the name of the snapshot of a moment, the same as before for the same moment.
+
+        Args:
+            home: Where the checkpoints are.
+            env_steps: The number in the name. The number is higher where the last snapshot of this run or something
+                that this run did not save has the name.
+            progress: What else tells this moment of the run from others; iterations may pass without a step.
+        """
+        moment = env_steps, *progress
+        if self._last is None or self._last[1] != moment:
+            number = env_steps if self._last is None else max(env_steps, self._last[0] + 1)
+            while not self._is_free(home / _FOLDER / f"{self.run_id}-{number}"):
+                number += 1
+            self._last = number, moment
+        return f"{self.run_id}-{self._last[0]}"
+
     def save(
         self,
         home: Path,
-        env_steps: int,
+        name: str,
         rank: int,
         arrays: Mapping[str, NDArray[Any]],
         meta: Mapping[str, Any],
         rings: Mapping[str, Rows] | None = None,
         hurry: bool = False,
-        progress: tuple[int, ...] = (),
     ) -> dict[str, str]:
         """Writes a snapshot.
 
         Args:
             home: Where the checkpoints are.
-            env_steps: By which it is named, with a number that is a little higher where the one before has this name.
+            name: What :meth:`name` returned, on the first rank. If this was saved already, it is left as it is.
             rank: Of the process whose replay it is.
             arrays: See :func:`~lightning_dqn.experience.checkpoint.save_snapshot`.
             meta: See there.
             rings: See there.
             hurry: Whether to share files with the last snapshot rather than write what the next one lacks; for the
                 last save of a run that has seconds left.
-            progress: What else tells this moment of the run from others; iterations may pass without a step. If it is
-                the moment of the one before, that is left as it is.
 
         Returns:
             What a checkpoint needs to find it again.
@@ -112,40 +143,46 @@ class SnapshotKeeper:
         Raises:
             OSError: If it does not fit on the disk or cannot be written; nothing is left of it then.
         """
-        step = self._name(env_steps, (env_steps, *progress))
-        parent = home / _FOLDER / step
+        parent, run = home / _FOLDER / name, _run_of(name)
+        directory, is_new = parent / f"rank{rank}", not parent.exists()
         if rank == 0:
-            for other in self._own.difference(self._needed, [step]):
-                shutil.rmtree(home / _FOLDER / other, ignore_errors=True)
-            self._own.intersection_update([*self._needed, step])
-        if step not in self._own:
-            shutil.rmtree(parent / f"rank{rank}", ignore_errors=True)
+            for other in self._own.difference(self._needed, [name]):
+                _remove(home / _FOLDER / other, run)
+            self._own.intersection_update([*self._needed, name])
+        if name not in self._own:
+            if is_snapshot_of(directory, run):  # the run was resumed from an earlier checkpoint
+                discard(directory)
+            if os.path.lexists(directory):
+                raise FileExistsError(errno.EEXIST, "this run did not save what is there", str(directory))
         try:
             with self._paused() as behind:
                 stores = () if behind is None else (behind.store, behind.other)[: 2 if hurry else 1]
-                checksum = save_snapshot(parent / f"rank{rank}", arrays, meta, rings, *stores)
-        except OSError:
-            with contextlib.suppress(OSError):
-                parent.rmdir()
+                checksum = save_snapshot(directory, arrays, meta, rings, *stores, run=run)
+        except BaseException:
+            if is_new:
+                with contextlib.suppress(OSError):
+                    parent.rmdir()
             raise
-        if step not in self._own:
-            self._own.add(step)
-            self._unwritten = step
+        if name not in self._own:
+            self._own.add(name)
+            self._unwritten = name
             if rank != 0:  # it is not told whether the checkpoint could be written
                 self._switch()
-        found = {"name": f"{_FOLDER}/{step}", "home": str(home.absolute())}
+        found = {"name": f"{_FOLDER}/{name}", "home": str(home.absolute())}
         return found | ({"sha256": checksum} if rank == 0 else {})
 
     def written(self, replay: Mapping[str, str]) -> None:
-        """Removes what no checkpoint needs any more, now that one more has been written; for one process of all.
+        """Removes what no checkpoint of the run needs any more, now that one more has been written; on one rank of all.
 
         Args:
             replay: What :meth:`save` returned.
         """
-        step = Path(replay["name"]).name
-        self._needed = [*(other for other in self._needed if other != step), step][-_KEPT:]
-        prune_snapshots(Path(replay["home"]) / _FOLDER, keep=self._needed)
-        if step == self._unwritten:
+        name, folder = Path(replay["name"]).name, Path(replay["home"]) / _FOLDER
+        self._needed = [*(other for other in self._needed if other != name), name][-_KEPT:]
+        for parent in folder.glob(f"{_run_of(name)}-*"):
+            if parent.name not in self._needed:
+                _remove(parent, _run_of(name))
+        if name == self._unwritten:
             self._switch()
 
     def load(self, replay: Any, beside: Path, rank: int) -> Snapshot:
@@ -170,7 +207,7 @@ class SnapshotKeeper:
         if self._found is None or self._found[0] != directory:
             self._found = directory, load_snapshot(directory, checksum if rank == 0 else None)
         step = Path(name).name
-        self._needed, self._own, self._last = [step], {step}, (int(step), None)
+        self._needed, self._own, self._last = [step], {step}, (int(step.rpartition("-")[2]), None)
         return self._found[1]
 
     def release(self) -> Path | None:
@@ -184,16 +221,18 @@ class SnapshotKeeper:
         clean_leftovers(home)
         clean_leftovers(home / _FOLDER)
         for parent in (home / _FOLDER).glob("*/"):
-            clean_leftovers(parent)
-            with contextlib.suppress(OSError):
-                parent.rmdir()  # which only an empty one allows
+            if not parent.is_symlink() and clean_leftovers(parent):
+                with contextlib.suppress(OSError):
+                    parent.rmdir()  # which only an empty one allows
 
-    def _name(self, env_steps: int, moment: tuple[int, ...]) -> str:
-        if self._last is None:
-            self._last = env_steps, moment
-        elif self._last[1] != moment:
-            self._last = max(env_steps, self._last[0] + 1), moment
-        return str(self._last[0])
+    def _is_free(self, parent: Path) -> bool:
+        """Return whether nothing is where a snapshot is to be saved, or only snapshots of this run."""
+        with contextlib.suppress(OSError):  # the save will report what is wrong with the disk
+            if parent.is_symlink() or not parent.is_dir():
+                return not os.path.lexists(parent)
+            found = [is_snapshot_of(path, self.run_id) for path in parent.glob("rank*")]
+            return len(found) > 0 and all(found)
+        return True
 
     @contextlib.contextmanager
     def _paused(self) -> Iterator[WriteBehind | None]:
@@ -215,6 +254,19 @@ class SnapshotKeeper:
                 behind.switch()
 
 
+def _run_of(name: str) -> str:
+    return name.rpartition("-")[0]
+
+
+def _remove(parent: Path, run: str) -> None:
+    """Remove the snapshots that a run saved in a folder, and the folder unless something else is in there."""
+    if not re.fullmatch(f"{run}-[0-9]+", parent.name) or parent.is_symlink():
+        return
+    own = {path for path in parent.glob("rank*") if is_snapshot_of(path, run)}
+    for path in [parent] if own and own == set(parent.iterdir()) else own:
+        discard(path)
+
+
 def _take_over(behind: WriteBehind, held: Path, rings: Mapping[str, Rows]) -> None:
     """Fills both stores from a snapshot and the one before it; the next save takes its files from the latter."""
     try:
@@ -228,11 +280,11 @@ def _take_over(behind: WriteBehind, held: Path, rings: Mapping[str, Rows]) -> No
 
 
 def _one_before(directory: Path) -> Path | None:
-    """The same process's last snapshot before this one, which stands beside it."""
-    home, step = directory.parent.parent, int(directory.parent.name)
-    earlier = [int(path.parent.name) for path in home.glob(f"*/{directory.name}") if path.parent.name.isdecimal()]
-    steps = [other for other in earlier if other < step]
-    return home / str(max(steps)) / directory.name if steps else None
+    """The same process's last snapshot before this one, of the same run, which stands beside it."""
+    folder, (run, dash, step) = directory.parent.parent, directory.parent.name.rpartition("-")
+    numbers = (path.parent.name.removeprefix(run + dash) for path in folder.glob(f"{run}{dash}*/{directory.name}"))
+    steps = [int(number) for number in numbers if number.isdecimal() and int(number) < int(step)]
+    return folder / f"{run}{dash}{max(steps)}" / directory.name if steps else None
 
 
 def _same(before: Path, held: Path, files: Mapping[str, str]) -> dict[str, str]:

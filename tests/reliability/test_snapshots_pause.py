@@ -67,7 +67,8 @@ def test_snapshots_of_a_large_replay_pause_a_step_for_less_than_a_second(tmp_pat
             player.step()
             if now > due:
                 saving = time.perf_counter()
-                replay = keeper.save(tmp_path, player.steps, 0, buffer.loose_arrays(), {}, buffer.rings())
+                name = keeper.name(tmp_path, player.steps)
+                replay = keeper.save(tmp_path, name, 0, buffer.loose_arrays(), {}, buffer.rings())
                 keeper.written(replay)
                 saves.append(time.perf_counter() - saving)
                 due += period
@@ -100,7 +101,8 @@ def test_snapshots_of_a_large_replay_pause_a_step_for_less_than_a_second(tmp_pat
                 player.step()
                 time.sleep(STEPS / PACE)
             saving = time.perf_counter()
-            keeper.written(keeper.save(tmp_path, player.steps, 0, buffer.loose_arrays(), {}, buffer.rings()))
+            name = keeper.name(tmp_path, player.steps)
+            keeper.written(keeper.save(tmp_path, name, 0, buffer.loose_arrays(), {}, buffer.rings()))
             soon.append(time.perf_counter() - saving)
         print(f"saves at once after a run went on, and 5 s later: {soon[0]:.2f} and {soon[1]:.2f} s")
         # at once it writes what was put between the last two snapshots, not the whole
