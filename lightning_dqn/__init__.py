@@ -42,6 +42,7 @@ from lightning_dqn.learner.networks import MLPTorso as MLPTorso
 from lightning_dqn.learner.networks import QNetwork as QNetwork
 from lightning_dqn.learner.networks import Torso as Torso
 from lightning_dqn.learner.noisy import NoisyLinear as NoisyLinear
+from lightning_dqn.learner.normalization import NormalizedTorso as NormalizedTorso
 from lightning_dqn.learner.quantile import ImplicitQuantileHead as ImplicitQuantileHead
 from lightning_dqn.learner.quantile import ImplicitQuantileReturn as ImplicitQuantileReturn
 from lightning_dqn.learner.quantile import QuantileHead as QuantileHead

@@ -20,6 +20,7 @@ from lightning_dqn import (
     ExperienceDataModule,
     MLPTorso,
     NoisyLinear,
+    NormalizedTorso,
     PrioritizedReplayBuffer,
 )
 
@@ -68,6 +69,14 @@ class NotFinite(DQNLightningModule):
         return update._replace(loss=update.loss + math.inf) if strikes else update
 
 
+def make_torso(options):
+    """Return what builds the torso of a run."""
+    if options.get("buffers"):
+        return WithBuffers
+    plain = partial(MLPTorso, hidden_sizes=[16])
+    return partial(NormalizedTorso, torso=plain) if options.get("normalized") else plain
+
+
 def make(folder, options):
     """Trainer, model and data of a run."""
     data = ExperienceDataModule(
@@ -88,7 +97,7 @@ def make(folder, options):
     model = (NotFinite if options.get("not_finite") else DQNLightningModule)(
         data.observation_shape,
         data.num_actions,
-        torso=WithBuffers if options.get("buffers") else partial(MLPTorso, hidden_sizes=[16]),
+        torso=make_torso(options),
         head=partial(ExpectedHead, layer=NoisyLinear) if options.get("noisy") else ExpectedHead,
         **options.get("model", {}),
     )

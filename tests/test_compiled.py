@@ -170,6 +170,28 @@ class Normalized(MLPTorso):
         self.layers.append(nn.BatchNorm1d(8))
 
 
+class Tied(MLPTorso):
+    """A torso one layer of which has two names, two layers of which have one weight, and one of which has it twice."""
+
+    def __init__(self, observation_shape):
+        super().__init__(observation_shape, (4,))
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.again = self.first
+        self.second.weight = self.first.weight
+        self.second.twin = self.second.bias
+
+    def forward(self, observation):
+        return self.second(self.again(self.first(super().forward(observation))).relu()) + self.second.twin
+
+
+def test_tensors_and_layers_with_two_names_learn_the_same(make_trainer, compilations):
+    plain, compiled = assert_same(make_trainer, torso=Tied)
+    assert len(compilations) == 1
+    for learner in (plain, compiled):
+        assert learner.online.torso.first.weight is learner.online.torso.second.weight
+    assert all(type(tensor) in (torch.Tensor, nn.Parameter) for tensor in compiled.state_dict(keep_vars=True).values())
+
+
 @pytest.mark.parametrize("torso", [Normalized, MinAtarTorso])
 def test_buffers_and_convolutions_learn_the_same(make_trainer, compilations, torso):
     data = Batches((3, 10, 10)) if torso is MinAtarTorso else None

@@ -115,7 +115,7 @@ def test_updates_of_several_ranks_are_not_compiled_and_that_is_said_once(tmp_pat
 
 @pytest.mark.slow
 def test_two_ranks_go_on_exactly_and_one_says_that_there_were_two(tmp_path):
-    options = {"ranks": 2, "noisy": True, "prioritized": True}
+    options = {"ranks": 2, "noisy": True, "prioritized": True, "normalized": True}
     whole, _ = run(tmp_path / "whole", **options, trainer={"max_epochs": 4})
     run(tmp_path / "parts", **options, trainer={"max_epochs": 2})
     latest = str(tmp_path / "parts/latest.ckpt")

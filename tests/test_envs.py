@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 
+from lightning_dqn import ExperienceDataModule
 from lightning_dqn.experience.envs import make_env, make_envs, resolve_env
 from tests.environments import (
     Chain,
@@ -104,6 +105,86 @@ def test_an_environment_without_a_native_form_says_so():
 def test_native_environments_cannot_be_wrapped():
     with pytest.raises(ValueError, match=r"^data\.wrappers: a native vector environment cannot be wrapped"):
         make_envs("CartPole-v1", 2, {}, (gym.wrappers.FlattenObservation,), "native")
+
+
+class RunningMeanStd:
+    """Running statistics of another library."""
+
+
+class OwnStatistics(gym.Wrapper):
+    """A wrapper of one's own that keeps running statistics."""
+
+    def __init__(self, env):
+        super().__init__(env)
+        self.statistics = RunningMeanStd()
+
+
+class Closed(gym.Wrapper):
+    """Counts how often it is closed."""
+
+    count = 0
+
+    def close(self):
+        Closed.count += 1
+        super().close()
+
+
+def normalized_chain():
+    """Make an environment as a user's own function would."""
+    return gym.wrappers.ClipReward(gym.wrappers.NormalizeReward(Chain()), -1, 1)
+
+
+def normalized_chains(num_envs, wrapper=None):
+    """Make a vector environment with running statistics: of the whole, or of its members."""
+    if wrapper is None:
+        return SyncVectorEnv([normalized_chain] * num_envs)
+    return wrapper(SyncVectorEnv([Chain] * num_envs))
+
+
+def refused(name):
+    said = (
+        rf"^data\.wrappers: {name} keeps running statistics .* Use model\.torso: lightning_dqn\.NormalizedTorso .*\.$"
+    )
+    return pytest.raises(ValueError, match=said)
+
+
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+@pytest.mark.parametrize("wrapper", [gym.wrappers.NormalizeObservation, gym.wrappers.NormalizeReward, OwnStatistics])
+def test_make_envs_with_a_wrapper_that_keeps_statistics_refuses_it_by_name(wrapper, vectorization):
+    Closed.count = 0
+    with refused(wrapper.__name__):
+        make_envs(Chain, 2, {}, [Closed, wrapper, gym.wrappers.FlattenObservation], vectorization)
+    assert Closed.count == 1
+
+
+def test_make_env_with_statistics_that_a_factory_added_refuses_the_wrapper():
+    with refused("NormalizeReward"):
+        make_env(normalized_chain, {})
+
+
+def test_make_env_with_statistics_of_the_registration_refuses_the_wrapper():
+    spec = gym.wrappers.NormalizeObservation(gym.make("CartPole-v1")).spec
+    assert spec.additional_wrappers
+    with refused("NormalizeObservation"):
+        make_env(spec, {})
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "name"),
+    [
+        (gym.wrappers.vector.NormalizeObservation, "NormalizeObservation"),
+        (gym.wrappers.vector.NormalizeReward, "NormalizeReward"),
+        (None, "NormalizeReward"),
+    ],
+)
+def test_make_envs_of_a_native_environment_that_keeps_statistics_refuses_it_by_name(wrapper, name):
+    with refused(name):
+        make_envs(normalized_chains, 2, {"wrapper": wrapper}, (), "native")
+
+
+def test_data_module_with_a_wrapper_that_keeps_statistics_refuses_it_by_name():
+    with refused("NormalizeReward"):
+        ExperienceDataModule(Chain, wrappers=[gym.wrappers.NormalizeReward]).observation_shape  # noqa: B018
 
 
 @pytest.mark.parametrize(

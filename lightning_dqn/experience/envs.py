@@ -15,7 +15,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.vector.async_vector_env import AsyncState
 
 from lightning_dqn.experience.atari import atari_spec
@@ -112,7 +112,8 @@ def make_env(
         mask_key: Where it says which actions are legal: see :class:`~lightning_dqn.experience.masks.ActionMask`.
 
     Raises:
-        ValueError: If its spaces are not such that a Q-function can act on them; names the field.
+        ValueError: If its spaces are not such that a Q-function can act on them, or a wrapper keeps running
+            statistics; names the field.
     """
     source = resolve_env(env_id)
     with _naming_fields():
@@ -120,6 +121,7 @@ def make_env(
     for wrapper in wrappers:
         env = wrapper(env)
     try:
+        check_wrappers(env)
         check_spaces(env.observation_space, env.action_space)
         env = CheckedEnv(env)
         if mask_key is not None:
@@ -149,6 +151,37 @@ def check_spaces(observation_space: gym.Space[Any], action_space: gym.Space[Any]
         raise ValueError(f"data.env_id: observations in {observation_space} cannot be turned into one array")
 
 
+def check_wrappers(env: gym.Env[Any, Any] | VectorEnv[Any, Any, Any]) -> None:
+    """Refuse wrappers that keep running statistics, wherever they were added.
+
+    Each environment would have statistics of its own, a checkpoint would not contain them, and evaluation would start
+    with none.
+
+    Args:
+        env: An environment, or several that are stepped together in this process, with all wrappers.
+
+    Raises:
+        ValueError: If an attribute of a wrapper is a ``RunningMeanStd``, of Gymnasium or any other class of that name;
+            names the wrapper.
+    """
+    for layer in _layers(env):
+        kinds = {kind.__name__ for value in vars(layer).values() for kind in type(value).__mro__}
+        if "RunningMeanStd" in kinds:
+            raise ValueError(
+                f"data.wrappers: {type(layer).__name__} keeps running statistics of its own in every environment, "
+                "which are neither saved nor used in evaluation. Use model.torso: lightning_dqn.NormalizedTorso for "
+                "observations, data.reward_clip for rewards."
+            )
+
+
+def _layers(env: Any) -> Iterator[Any]:
+    yield env
+    members = env.envs if isinstance(env, SyncVectorEnv) else ()
+    for inner in (getattr(env, "env", None), *members):
+        if isinstance(inner, gym.Env | VectorEnv):
+            yield from _layers(inner)
+
+
 def make_envs(
     env_id: EnvSource,
     num_envs: int,
@@ -169,7 +202,8 @@ def make_envs(
         mask_key: Where each says which actions are legal; a native implementation says it in its ``info``.
 
     Raises:
-        ValueError: If there is no native implementation, or it would have to be wrapped; names the field.
+        ValueError: If there is no native implementation, or it would have to be wrapped, or a wrapper keeps running
+            statistics; names the field.
     """
     if vectorization == "native":
         return _make_native(env_id, num_envs, kwargs, wrappers)
@@ -206,7 +240,12 @@ def _make_native(
         make = source  # type: ignore[assignment]
     with _naming_fields():
         envs = make(num_envs=num_envs, **kwargs)
-    check_spaces(envs.single_observation_space, envs.single_action_space)
+    try:
+        check_wrappers(envs)
+        check_spaces(envs.single_observation_space, envs.single_action_space)
+    except ValueError:
+        envs.close()
+        raise
     if not isinstance(envs.single_observation_space, spaces.Box):
         to_bits = isinstance(envs.single_observation_space, _FLATTENED_TO_BITS)
         envs = gym.wrappers.vector.FlattenObservation(envs)

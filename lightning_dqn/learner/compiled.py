@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from itertools import islice
+from itertools import chain, islice
 from operator import itemgetter
 from typing import Any, NamedTuple, Self
 
@@ -149,7 +149,7 @@ class CompiledUpdate:
     ) -> list[Tensor]:
         leaves = {name: tensor.detach().requires_grad_() for name, tensor in learned.items()}
         with torch.enable_grad(), self._precision():
-            found: Update = functional_call(self._networks, {**leaves, **fixed}, (transition, weight))
+            found: Update = _call(self._networks, {**leaves, **fixed}, (transition, weight))
         gradients = torch.autograd.grad(found.loss, list(leaves.values()))
         mean_loss, td_error, q_values = (tensor.detach() for tensor in found)
         finite = mean_loss.isfinite()
@@ -169,7 +169,7 @@ class CompiledForward:
     """Q-values by one call of compiled code, for observations like the first; others take the usual way.
 
     Args:
-        online: The network, in training mode as it acts while it learns.
+        online: The network, in the mode in which it acts during training when it is called first.
     """
 
     def __init__(self, online: nn.Module) -> None:
@@ -195,7 +195,7 @@ class CompiledForward:
     def _compile(self, observation: Tensor) -> Callable[..., list[Tensor]]:
         def forward(*tensors: Tensor) -> list[Tensor]:
             named = dict(zip(self._names, tensors, strict=False))
-            return [functional_call(self._network, named, (tensors[-1],))]
+            return [_call(self._network, named, (tensors[-1],))]
 
         return compile_graph(forward, [*self._tensors, observation], len(self._tensors))
 
@@ -209,6 +209,20 @@ def say_why(error: Exception, what: str) -> None:
     """
     reason = (str(error).strip() or type(error).__name__).split("\n")[0]
     rank_zero_warn(f"model.compile_updates: {what} on without being compiled: {reason}")
+
+
+def _call(module: nn.Module, tensors: Mapping[str, Tensor], inputs: tuple[Any, ...]) -> Any:
+    """Call a module with other tensors in the place of its own, which are named as by :func:`_tensors_of`.
+
+    Each submodule gets its tensors once, also one with two names: ``functional_call`` would set them by both names, and
+    not restore them. Tensors with two names are therefore tied here.
+    """
+    names = {id(tensor): name for name, tensor in _tensors_of(module).items()}
+    named: dict[str, Tensor] = {}
+    for prefix, layer in module.named_modules():
+        own = (layer.named_parameters(prefix, False, False), layer.named_buffers(prefix, False, False))
+        named |= {name: tensors[names[id(tensor)]] for name, tensor in chain(*own)}
+    return functional_call(module, named, inputs, tie_weights=False)
 
 
 def _tensors_of(module: nn.Module) -> dict[str, Tensor]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from operator import itemgetter
@@ -27,7 +27,9 @@ from lightning_dqn.learner.averages import keep_averages
 from lightning_dqn.learner.compiled import CompiledForward, CompiledUpdate, Update, say_why
 from lightning_dqn.learner.heads import ExpectedHead
 from lightning_dqn.learner.metrics import EpisodeMetrics
+from lightning_dqn.learner.modes import evaluation_mode, layers_to_switch
 from lightning_dqn.learner.networks import HeadFactory, MLPTorso, QNetwork, TorsoFactory
+from lightning_dqn.learner.normalization import target_copy
 from lightning_dqn.learner.optimizers import make_lr_scheduler, make_optimizer
 from lightning_dqn.learner.requirements import check_optimizers, check_trainer
 from lightning_dqn.learner.skipping import SkippedUpdates
@@ -118,7 +120,7 @@ class DQNLightningModule(LightningModule):
         except RuntimeError as error:
             said = str(error).partition("\n")[0]
             raise ValueError(f"model.torso and model.head: the network cannot be made. Too large? {said}") from error
-        self.target = copy.deepcopy(self.online).requires_grad_(False)
+        self.target = target_copy(self.online)
         self.target_rule = target_rule
         check_that_they_fit(self.online.head, self.online.torso.num_features, num_actions, target_rule)
         self.optimizer_factory = optimizer
@@ -134,6 +136,7 @@ class DQNLightningModule(LightningModule):
         self.test_metrics = EpisodeMetrics()
         self._iteration = _Iteration()
         self._weights: _Weights | None = None
+        self._layers: list[nn.Module] | None = None
         self._watched = True
         self._ranks = 1
         self._threads: int | None = None
@@ -193,11 +196,26 @@ class DQNLightningModule(LightningModule):
         return self._skipped.total
 
     def forward(self, observation: Tensor) -> Tensor:
-        """Q-values ``[B, A]``, float32, of observations ``[B, *observation_shape]``."""
-        if self._acting is not None and self.training and not torch.is_grad_enabled():
-            return self._acting(observation)
-        q_values: Tensor = self.online(observation).q_values
-        return q_values
+        """Return Q-values ``[B, A]``, float32, of observations ``[B, *observation_shape]``.
+
+        Without gradients the network is in :meth:`acting_mode`.
+        """
+        if not self.training or torch.is_grad_enabled():
+            q_values: Tensor = self.online(observation).q_values
+            return q_values
+        with self.acting_mode():
+            return self.online(observation).q_values if self._acting is None else self._acting(observation)
+
+    def acting_mode(self) -> AbstractContextManager[None]:
+        """Return a context in which both networks are as they act and compute targets during training.
+
+        Their layers are in evaluation mode, so the Q-values of an observation depend on no other observation, dropout
+        is off and no statistics move. Layers that sample, such as :class:`~lightning_dqn.learner.noisy.NoisyLinear`,
+        stay in training mode.
+        """
+        if self._layers is None:  # walking the modules costs more than setting their modes
+            self._layers = layers_to_switch(self.online) + layers_to_switch(self.target)
+        return evaluation_mode(self._layers) if self._layers else nullcontext()
 
     @torch.no_grad()
     def act(self, observation: Tensor | NDArray[Any], action_mask: Tensor | NDArray[np.bool_] | None = None) -> Tensor:
@@ -276,6 +294,7 @@ class DQNLightningModule(LightningModule):
 
     def _apply(self, *args: Any, **kwargs: Any) -> Self:
         self._compiled = self._acting = None
+        self._layers = None
         self._weights = None  # moving to a device or another dtype may put new tensors in the place of the old
         return super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call,no-any-return]
 
@@ -310,7 +329,7 @@ class DQNLightningModule(LightningModule):
             weight: Importance weights, ``[B]``.
         """
         prediction = self.online(transition.observation).at(transition.action)
-        with torch.no_grad():
+        with torch.no_grad(), self.acting_mode():
             target = self.target_rule(transition, self.online, self.target)
         losses = prediction.loss(target)
         loss = (weight * losses).mean()
@@ -407,7 +426,8 @@ class DQNLightningModule(LightningModule):
 
         A rate of 1 makes it an exact copy ("Human-level control through deep reinforcement learning", Mnih et al. 2015,
         algorithm 1); a smaller one averages ("Continuous control with deep reinforcement learning", Lillicrap et al.
-        2016, algorithm 1). Buffers, such as batch-norm statistics, are always copied.
+        2016, algorithm 1). Buffers, such as batch-norm statistics, are always copied; those of a
+        :class:`~lightning_dqn.learner.normalization.NormalizedTorso` are shared.
         """
         if self._weights is None:  # walking the modules costs more than moving the weights of a small network
             self._weights = _Weights(self.online, self.target)

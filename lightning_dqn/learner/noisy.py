@@ -28,6 +28,8 @@ class NoisyLinear(nn.Module):
         ValueError: If ``sigma`` is negative or infinite.
     """
 
+    samples_while_acting = True
+
     def __init__(self, in_features: int, out_features: int, sigma: float = 0.5) -> None:
         super().__init__()
         if not 0 <= sigma < math.inf:

@@ -179,6 +179,8 @@ class ImplicitQuantileHead(Head):
         ValueError: If one of them is too small; names the field.
     """
 
+    samples_while_acting = True
+
     def __init__(
         self,
         num_features: int,

@@ -140,7 +140,7 @@ class Actor(ExperienceCollector):
 
     def _td_error(self, transition: Transition[NDArray[Any]]) -> Tensor:
         assert isinstance(self._module, DQNLightningModule), "priorities are the TD errors of a DQNLightningModule"
-        with torch.no_grad():
+        with torch.no_grad(), self._module.acting_mode():
             whole = self._outbox.observations_of(transition)
             return self._module.losses(whole, torch.ones(len(transition.action))).td_error
 
