@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,13 +30,20 @@ from lightning_dqn.transition import ReplayBatch
 _TRIES = 3  # how often in a row the environments are made again without a step that succeeds
 
 
+class _Pause(NamedTuple):
+    """What a second fit of the same Trainer continues from."""
+
+    data: ExperienceDataModule
+    episodes: dict[str, NDArray[Any]]
+
+
 class ExperienceCollector(Callback):
     """Acts in the training environments and stores what happens, after every batch learned.
 
     An iteration of training is: learn from a batch, give its TD errors back as priorities, then take
     ``data.train_frequency`` environment steps. The first ``data.learning_starts`` steps are taken at random before the
-    first batch. The count of environment steps is the run's one clock: schedules read it and it is logged with every
-    metric as ``env_steps``.
+    first batch. A second ``fit`` of the same Trainer continues the first. The count of environment steps is the run's
+    one clock: schedules read it and it is logged with every metric as ``env_steps``.
 
     Args:
         explorer: Chooses the actions.
@@ -58,6 +65,7 @@ class ExperienceCollector(Callback):
         self._recent: deque[tuple[float, int]] = deque(maxlen=100)
         self._due = 0  # the env step up to which the last iteration collected
         self._state = RunState()
+        self._pause: _Pause | None = None
         self._last_log = (0.0, 0.0)
         self._failures = 0
         self._stepper: ThreadPoolExecutor | None = None
@@ -96,13 +104,22 @@ class ExperienceCollector(Callback):
         data = data_of(trainer)
         if data is None:
             return
-        if trainer.ckpt_path is None:  # a fit from the start, perhaps not the first with these objects
+        continues = trainer.ckpt_path is None and trainer.global_step > 0 and self._pause is not None
+        if self._pause is not None and not (continues and self._pause.data is data):
+            self._pause, continues = None, False
+        if trainer.ckpt_path is None and not continues:  # from the start, perhaps not the first fit of these objects
+            if trainer.global_step > 0:
+                rank_zero_warn(
+                    "This Trainer has trained before, but not to its end with this data module and collector: network "
+                    "and epochs continue, while replay, clock and exploration start again."
+                )
             data.env_steps = self.episodes = self.iterations = 0
             self._recent.clear()
             self.explorer.load_state_dict({})
         self._failures = 0
-        self.rng = data.rng(RandomStream.EXPLORATION)
-        self._open(data)
+        if not continues:
+            self.rng = data.rng(RandomStream.EXPLORATION)
+        self._open(data, keep_buffer=continues)
         self._state.begin(trainer)
         self._stepper = ThreadPoolExecutor(1, "environments") if self.overlap else None
 
@@ -121,6 +138,12 @@ class ExperienceCollector(Callback):
             while len(data.buffer) == 0:  # every window may still be open
                 self._warm_up(data, data.env_steps + 1)
         self._last_log = (data.env_steps, time.monotonic())
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Record the running episodes, so that a second fit of the same Trainer continues this one."""
+        data = data_of(trainer)
+        if data is not None:
+            self._pause = _Pause(data, self._episodes(data))
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: ReplayBatch, batch_idx: int
@@ -216,8 +239,8 @@ class ExperienceCollector(Callback):
         """Reads the replay that belongs to the checkpoint; without it, experience is collected anew, with a warning."""
         self._state.load(trainer, pl_module, checkpoint)
 
-    def _open(self, data: ExperienceDataModule) -> None:
-        self._envs = data.open()
+    def _open(self, data: ExperienceDataModule, keep_buffer: bool) -> None:
+        self._envs = data.open(keep_buffer)
         self._record = EpisodeRecord(data.num_envs, data.num_actions)
 
     def _begin(self, trainer: Trainer, pl_module: LightningModule, data: ExperienceDataModule) -> None:
@@ -225,6 +248,9 @@ class ExperienceCollector(Callback):
             self._observation, self._reference, counters = self._state.put_back(data, self._record, self.rng)
             if counters:
                 self.load_state_dict(counters)
+        elif self._pause is not None:
+            self._restore_episodes(data, self._pause.episodes)
+            self._pause = None
         else:
             self._observation = self._envs.reset()
             self._reference = data.buffer.remember(self._observation)
@@ -267,6 +293,12 @@ class ExperienceCollector(Callback):
         episodes = self._record.state_arrays(self._envs, self._observation)
         episodes["episode_seed"][slice(None) if failure.index is None else failure.index] = -1
         self._envs = data.open_envs()
+        there = self._restore_episodes(data, episodes)
+        what = f"{failure}. The environments were made again; {(~there).sum()} of {len(there)} began a new episode."
+        self._tell(what)
+
+    def _restore_episodes(self, data: ExperienceDataModule, episodes: dict[str, NDArray[Any]]) -> NDArray[np.bool_]:
+        """Bring new environments to where others were; return which of them are there, ``[N]``."""
         try:
             self._observation, there = self._record.play_again(self._envs, episodes)
         except EnvironmentFailure:
@@ -274,8 +306,7 @@ class ExperienceCollector(Callback):
             self._observation, there = self._envs.reset(), np.zeros(data.num_envs, np.bool_)
         data.accumulator.forget(~there)
         self._reference = data.buffer.remember(self._observation, ~there)
-        what = f"{failure}. The environments were made again; {(~there).sum()} of {len(there)} began a new episode."
-        self._tell(what)
+        return there
 
     def _store(
         self,

@@ -23,12 +23,15 @@ from lightning_dqn import (
     DQNLightningModule,
     EpisodeDecay,
     EpsilonGreedy,
+    ExpectedHead,
     ExperienceCollector,
     ExperienceDataModule,
     EZGreedy,
     Greedy,
     LinearSchedule,
     MLPTorso,
+    NoisyLinear,
+    PrioritizedReplayBuffer,
     ReplayBatch,
     ReplayBuffer,
     Transition,
@@ -767,7 +770,116 @@ def test_evaluating_a_checkpoint_needs_no_replay(make_trainer, make_model, tmp_p
     assert not [warning for warning in recwarn if "replay" in str(warning.message)]
 
 
-def test_a_second_fit_of_the_same_trainer_starts_from_the_start_and_saves_its_own_replay(tmp_path):
+class EpsilonValues(Callback):
+    """Notes epsilon and the clock after each iteration."""
+
+    def __init__(self):
+        self.values = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        collector = next(callback for callback in trainer.callbacks if isinstance(callback, ExperienceCollector))
+        env_steps = trainer.datamodule.env_steps
+        epsilon = collector.explorer.schedules(env_steps, collector.episodes)["epsilon"]
+        self.values.append((env_steps, collector.iterations, epsilon))
+
+
+def fit_in_parts(folder, parts, compile_updates=False, num_envs=2, overlap=False):
+    """Train one Trainer for several fits; return it, what it trained, and the state of everything."""
+    torch.manual_seed(0)
+    data = ExperienceDataModule(
+        "CartPole-v1",
+        num_envs=num_envs,
+        learning_starts=40,
+        steps_per_epoch=60,
+        train_frequency=num_envs if overlap else 4,
+        n_step=3,
+        batch_size=8,
+        buffer=PrioritizedReplayBuffer(150),
+        eval_episodes=2,
+        seed=0,
+    )
+    model = DQNLightningModule(
+        data.observation_shape,
+        data.num_actions,
+        head=partial(ExpectedHead, layer=NoisyLinear),
+        optimizer=partial(torch.optim.AdamW, lr=1e-2),
+        lr_scheduler=partial(torch.optim.lr_scheduler.LinearLR, start_factor=1.0, end_factor=0.1, total_iters=50),
+        compile_updates=compile_updates,
+    )
+    epsilons, logger = EpsilonValues(), CSVLogger(folder)
+    explorer = EpsilonGreedy(LinearSchedule(1.0, 0.1, 300))
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=0,
+        logger=logger,
+        log_every_n_steps=1,
+        callbacks=[epsilons, ExperienceCollector(explorer, overlap=overlap)],
+        enable_progress_bar=False,
+        num_sanity_val_steps=0,
+    )
+    for max_epochs in parts:
+        trainer.fit_loop.max_epochs = max_epochs
+        trainer.fit(model, datamodule=data)
+    optimizer = trainer.optimizers[0].state_dict()
+    return {
+        "epsilons": epsilons.values,
+        "rows": [{k: v for k, v in row.items() if "per_second" not in k} for row in rows_of(logger)],
+        "weights": model.state_dict(),
+        "moments": optimizer["state"],
+        "lr": optimizer["param_groups"][0]["lr"],
+        "replay": {name: array.copy() for name, array in data.buffer.state_arrays().items()},
+        "windows": {name: array.copy() for name, array in data.accumulator.state_arrays().items()},
+        "generators": [data.dataset.rng.bit_generator.state, data.episode_rng.bit_generator.state],
+        "gradient_steps": model.gradient_steps,
+    }
+
+
+def assert_equal(one, other):
+    """Compare two states to the bit."""
+    if isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for name in one:
+            assert_equal(one[name], other[name])
+    elif isinstance(one, torch.Tensor | np.ndarray):
+        assert (np.asarray(one) == np.asarray(other)).all()
+    else:
+        assert one == other
+
+
+@pytest.mark.parametrize("settings", [{}, {"num_envs": 1}, {"overlap": True}], ids=["plain", "one", "overlap"])
+def test_second_fit_of_the_same_trainer_continues_the_first_exactly(tmp_path, settings):
+    whole = fit_in_parts(tmp_path / "whole", [6], **settings)
+    for name, parts in {"halves": [3, 6], "thirds": [1, 2, 6]}.items():
+        assert_equal(whole, fit_in_parts(tmp_path / name, parts, **settings))
+
+
+def test_second_fit_with_another_data_module_starts_again_with_a_warning(make_trainer, make_model):
+    first, second = make_data(), make_data()
+    model, trainer = make_model(first), make_trainer(callbacks=[ExperienceCollector()], limit_val_batches=0)
+    trainer.fit(model, first)
+    trainer.fit_loop.max_epochs = 2
+    with pytest.warns(UserWarning, match="replay, clock and exploration start again"):
+        trainer.fit(model, second)
+    assert second.env_steps == first.env_steps
+
+
+def test_second_fit_after_an_exception_starts_again_with_a_warning(make_trainer, make_model):
+    class Fail(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if trainer.max_epochs == 1:
+                raise RuntimeError("stop")
+
+    data = make_data()
+    model = make_model(data)
+    trainer = make_trainer(callbacks=[ExperienceCollector(), Fail()], limit_val_batches=0)
+    with pytest.raises(RuntimeError, match="stop"):
+        trainer.fit(model, data)
+    trainer.fit_loop.max_epochs = 2
+    with pytest.warns(UserWarning, match="replay, clock and exploration start again"):
+        trainer.fit(model, data)
+
+
+def test_second_fit_of_the_same_trainer_saves_its_own_replay(tmp_path):
     data = ExperienceDataModule("CartPole-v1", num_envs=2, learning_starts=64, steps_per_epoch=64, seed=0)
     model = DQNLightningModule(data.observation_shape, data.num_actions)
     latest = ModelCheckpoint(tmp_path, "latest", save_on_train_epoch_end=False, enable_version_counter=False)
@@ -783,11 +895,9 @@ def test_a_second_fit_of_the_same_trainer_starts_from_the_start_and_saves_its_ow
     trainer.save_checkpoint(tmp_path / "first.ckpt")
     trainer.fit_loop.max_epochs = 2
     trainer.fit(model, datamodule=data)
-    collector = next(callback for callback in trainer.callbacks if isinstance(callback, ExperienceCollector))
-    assert data.env_steps == 128
-    assert collector.iterations == 64 // 16
+    assert data.env_steps == 64 + 2 * 64
     trainer.save_checkpoint(tmp_path / "second.ckpt")
-    arrays, _ = load_snapshot(snapshot(tmp_path, 128))
+    arrays, _ = load_snapshot(snapshot(tmp_path, 192))
     assert (arrays["observation"] == data.buffer.state_arrays()["observation"]).all()
 
 

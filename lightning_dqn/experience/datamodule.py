@@ -304,13 +304,17 @@ class ExperienceDataModule(LightningDataModule):
                 f"data.steps_per_epoch = {budget} environment steps"
             )
 
-    def open(self) -> SeededEnvs:
-        """Makes the training environments and an empty replay buffer; the collector calls this when fitting starts.
+    def open(self, keep_buffer: bool = False) -> SeededEnvs:
+        """Make the training environments and an empty replay buffer; the collector calls this when fitting starts.
+
+        Args:
+            keep_buffer: Keep the buffer, its open windows and all random numbers, for a fit that continues another.
 
         Raises:
             MemoryError: If the buffer does not fit, before it is allocated.
         """
-        self.open_buffer()
+        if not keep_buffer:
+            self.open_buffer()
         return self.open_envs()
 
     def open_buffer(self) -> None:
@@ -401,7 +405,7 @@ class ExperienceDataModule(LightningDataModule):
             self.envs.close()
         if self._evaluation_envs is not None:
             self._evaluation_envs.close()
-        self.envs = self._evaluation_envs = self.replay_rng = None
+        self.envs = self._evaluation_envs = None
 
     def without_experience(self) -> Self:
         """A copy that makes the same environments in another process, and holds nothing of this one's experience."""

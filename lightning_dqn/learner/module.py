@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Any, Self, cast
 
 import numpy as np
 import torch
@@ -233,15 +233,46 @@ class DQNLightningModule(LightningModule):
         return legal_values(q_values, action_mask).argmax(dim=1)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The optimizer over the online network alone, and the scheduler if there is one.
+        """Return the optimizer of the online network, and the learning-rate scheduler if there is one.
+
+        A second fit of the same Trainer continues with the optimizer and the scheduler of the first.
 
         Raises:
             ValueError: If one of their arguments is out of range; names the field.
         """
+        kept = self._optimizers_of_last_fit()
+        if kept is not None:
+            return kept
         optimizer = make_optimizer(self.optimizer_factory, self.online.parameters())
         if self.lr_scheduler_factory is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": make_lr_scheduler(self.lr_scheduler_factory, optimizer)}
+
+    def _optimizers_of_last_fit(self) -> OptimizerLRScheduler:
+        if self._trainer is None or not self._continues:
+            return None
+        strategy, own = self.trainer.strategy, {id(parameter) for parameter in self.online.parameters()}
+        if len(strategy.optimizers) != 1:
+            return None
+        (optimizer,) = strategy.optimizers
+        if {id(parameter) for group in optimizer.param_groups for parameter in group["params"]} != own:
+            return None  # of another module that this Trainer has trained
+        schedulers = strategy.lr_scheduler_configs
+        if not schedulers:
+            return optimizer
+        kept = schedulers[0]
+        scheduler = {
+            "scheduler": kept.scheduler,
+            "interval": kept.interval,
+            "monitor": kept.monitor,
+            "strict": kept.strict,
+        }
+        return cast("OptimizerLRScheduler", {"optimizer": optimizer, "lr_scheduler": scheduler})
+
+    @property
+    def _continues(self) -> bool:
+        """Return True if this fit continues an earlier one of the same Trainer."""
+        return self.trainer.ckpt_path is None and self.trainer.global_step > 0
 
     def configure_callbacks(self) -> list[Callback]:
         """The collector, and a Ctrl-C that saves: whichever of the two the Trainer was not given."""
@@ -265,7 +296,8 @@ class DQNLightningModule(LightningModule):
         if stage != "fit":
             return
         check_trainer(self.trainer)
-        separate_shared_random_state(self.trainer.global_rank)
+        if not self._continues:
+            separate_shared_random_state(self.trainer.global_rank)
         # every rank has computed them from the episodes of all
         warnings.filterwarnings("ignore", message=r".*self\.log\('(val/|test/|env_steps).*sync_dist=True")
 
@@ -276,7 +308,7 @@ class DQNLightningModule(LightningModule):
             ValueError: If an optimizer made elsewhere would also move the target network.
         """
         check_optimizers(self.trainer.optimizers, self.target)
-        if self.trainer.ckpt_path is None:  # a fit from the start, perhaps not the first with this model
+        if self.trainer.ckpt_path is None and not self._continues:  # perhaps not the first fit of this model
             self._skipped.reset()
         self._threads = limit_threads(self.online)
         self._watched = updates_are_watched(self, DQNLightningModule)

@@ -116,8 +116,9 @@ class RayCollector(ExperienceCollector):
         if data is not None:
             self._ask(data, pl_module)
 
-    def _open(self, data: ExperienceDataModule) -> None:
-        data.open_buffer()
+    def _open(self, data: ExperienceDataModule, keep_buffer: bool) -> None:
+        if not keep_buffer:
+            data.open_buffer()
         self._disconnect = connect()
 
     def _begin(self, trainer: Trainer, pl_module: LightningModule, data: ExperienceDataModule) -> None:
@@ -125,6 +126,7 @@ class RayCollector(ExperienceCollector):
             counters = self._state.put_back_replay(data, self.rng)
             if counters:
                 self.load_state_dict(counters)
+        self._pause = None
         first = trainer.global_rank * self.num_actors
         blueprint = Blueprint(
             data.without_experience(),
