@@ -23,6 +23,7 @@ from lightning_dqn.experience.exploration import EpsilonGreedy, Explorer, unifor
 from lightning_dqn.experience.faults import EnvironmentFailure
 from lightning_dqn.experience.rewind import EpisodeRecord
 from lightning_dqn.experience.stepping import VectorStep
+from lightning_dqn.hparams import describe, differences
 from lightning_dqn.ranks import over_ranks
 from lightning_dqn.resume import RunState
 from lightning_dqn.transition import ReplayBatch
@@ -217,6 +218,7 @@ class ExperienceCollector(Callback):
             "iterations": self.iterations,
             "due": self._due,
             "explorer": self.explorer.state_dict(),
+            "settings": {"explorer": _described(self.explorer)},
             "recent": [[score, length] for score, length in self._recent],
         }
 
@@ -225,7 +227,8 @@ class ExperienceCollector(Callback):
         self.episodes = state_dict["episodes"]
         self.iterations = state_dict["iterations"]
         self._due = state_dict["due"]
-        self.explorer.load_state_dict(state_dict["explorer"])
+        changed = any(line.startswith("collect.explorer was ") for line in self._changed_settings(state_dict))
+        self.explorer.load_state_dict({} if changed else state_dict["explorer"])  # that of another class is of no use
         self._recent.clear()
         self._recent.extend((score, length) for score, length in state_dict["recent"])
 
@@ -237,7 +240,12 @@ class ExperienceCollector(Callback):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Reads the replay that belongs to the checkpoint; without it, experience is collected anew, with a warning."""
-        self._state.load(trainer, pl_module, checkpoint)
+        saved = checkpoint.get("callbacks", {}).get(self.state_key, {})
+        self._state.load(trainer, pl_module, checkpoint, self._changed_settings(saved))
+
+    def _changed_settings(self, state_dict: dict[str, Any]) -> list[str]:
+        saved, own = state_dict.get("settings", {}).get("explorer"), _described(self.explorer)
+        return [] if saved is None or own is None else differences(saved, own, "collect.explorer")
 
     def _open(self, data: ExperienceDataModule, keep_buffer: bool) -> None:
         self._envs = data.open(keep_buffer)
@@ -386,6 +394,13 @@ class ExperienceCollector(Callback):
         scores = None if data is None else data.reference_scores
         if scores is not None and played is not None:  # it is linear, so the score of the mean is the mean of scores
             _log_exactly(pl_module, f"{stage}/human_normalized", scores.normalize(float(played.compute()["return"])))
+
+
+def _described(explorer: Explorer) -> Any:
+    try:
+        return describe(explorer)
+    except TypeError:  # an explorer that does not keep its arguments
+        return None
 
 
 def _log_exactly(pl_module: LightningModule, name: str, value: float, prog_bar: bool = False) -> None:

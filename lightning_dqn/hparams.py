@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
-import pydoc
 import types
 import warnings
 from collections.abc import Callable, Mapping
@@ -97,7 +97,10 @@ def describe(value: object) -> Any:
 
 
 def differences(saved: Any, own: Any, name: str) -> list[str]:
-    """What differs between two sets of plain hyper-parameters, in words.
+    """Return the differences between two sets of plain hyper-parameters, in words.
+
+    Objects are compared by the name of their class and by their arguments; an argument that only one of them has is
+    compared with its default.
 
     Args:
         saved: Of a checkpoint.
@@ -107,14 +110,39 @@ def differences(saved: Any, own: Any, name: str) -> list[str]:
     Returns:
         For each value that differs its dotted name, and what it was and is.
     """
+    if isinstance(saved, Mapping | str) and isinstance(own, Mapping) and "class_path" in own:
+        saved_name, saved_arguments = _class_and_arguments(saved)
+        own_name, own_arguments = _class_and_arguments(own)
+        if saved_name is None or saved_name.rpartition(".")[2] != str(own_name).rpartition(".")[2]:
+            return [f"{name} was {saved_name or saved} and is now {own_name}"]
+        defaults = _defaults(own_name)
+        return differences({**defaults, **saved_arguments}, {**defaults, **own_arguments}, name)
+    if isinstance(saved, Mapping) and isinstance(own, str) and "class_path" in saved:
+        return differences(saved, {"class_path": own}, name)
     if isinstance(saved, Mapping) and isinstance(own, Mapping):
         names = [key for key in {**saved, **own} if not str(key).startswith("_")]
-        # what one of them leaves out is a default, or a class given by its name alone
-        both = [key for key in names if key in saved and key in own]
+        both = [key for key in names if key in saved and key in own]  # what one of them leaves out is a default
         return [line for key in both for line in differences(saved[key], own[key], f"{name}.{key}")]
     if isinstance(saved, list | tuple) and isinstance(own, list | tuple):
         saved, own = list(saved), list(own)
     return [] if saved == own else [f"{name} was {saved} and is now {own}"]
+
+
+def _class_and_arguments(value: Any) -> tuple[str | None, dict[str, Any]]:
+    if isinstance(value, str):
+        return value, {}
+    return value.get("class_path"), dict(value.get("init_args") or {})
+
+
+def _defaults(class_path: Any) -> dict[str, Any]:
+    """Return the arguments of a class that have a plain default."""
+    made = _located(class_path)
+    try:
+        parameters = inspect.signature(made).parameters.values()
+    except (TypeError, ValueError):
+        return {}
+    plain = (type(None), bool, int, float, str, tuple)
+    return {p.name: p.default for p in parameters if type(p.default) in plain}
 
 
 def nulls(make: Callable[..., Any], given: Mapping[str, Any], name: str) -> list[str]:
@@ -137,9 +165,38 @@ def nulls(make: Callable[..., Any], given: Mapping[str, Any], name: str) -> list
     for key, value in given.items():
         if value is None and key in hints and key in parameters and parameters[key].default is not None:
             found += [] if hints[key] is Any or type(None) in get_args(hints[key]) else [f"{name}.{key}"]
-        if isinstance(value, Mapping) and callable(made := pydoc.locate(str(value.get("class_path")))):
+        if isinstance(value, Mapping) and callable(made := _located(value.get("class_path"))):
             found += nulls(made, value.get("init_args") or {}, f"{name}.{key}")
     return found
+
+
+def import_path(path: str) -> Any:
+    """Return what a dotted path names: the longest part of the path that is a module, then attributes.
+
+    Raises:
+        ImportError: If there is no such module.
+        AttributeError: If the module has no such name.
+    """
+    parts = path.split(".")
+    for end in range(len(parts) - 1, 0, -1):
+        module = ".".join(parts[:end])
+        try:
+            found: Any = importlib.import_module(module)
+        except ModuleNotFoundError as missing:
+            if end == 1 or missing.name is None or not f"{module}.".startswith(f"{missing.name}."):
+                raise  # the module is there, and needs another one that is not
+            continue
+        for name in parts[end:]:
+            found = getattr(found, name)
+        return found
+    raise ImportError(f"{path!r} is not a dotted path")
+
+
+def _located(path: Any) -> Any:
+    try:
+        return import_path(str(path))
+    except Exception:  # an import can raise anything; the parser has said what is wrong
+        return None
 
 
 def _hints(make: Callable[..., Any]) -> dict[str, Any]:

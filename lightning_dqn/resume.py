@@ -123,19 +123,22 @@ class RunState:
         if not isinstance(trainer.strategy.checkpoint_io, CrashSafeCheckpointIO) and trainer.is_global_zero:
             self._written(checkpoint)  # nobody else is going to say so
 
-    def load(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def load(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any], changed_explorer: list[str]
+    ) -> None:
         """Reads what belongs to a checkpoint; if that cannot be done, warns, and experience is collected anew.
 
         Args:
             trainer: Which is loading it.
             pl_module: Whose hyper-parameters are compared with those of the checkpoint.
             checkpoint: What was read.
+            changed_explorer: Differences between the explorer of the checkpoint and that of this run, in words.
         """
         data = data_of(trainer)
         if trainer.state.fn != "fit" or data is None:
             return
         self._snapshots.resume_run(_run_id(trainer, checkpoint))
-        _warn_of_differences(trainer, pl_module, data, checkpoint)
+        _warn_of_differences(trainer, pl_module, data, checkpoint, changed_explorer)
         replay = checkpoint.get("replay")
         if replay is None:
             rank_zero_warn(f"{trainer.ckpt_path} has no replay with it: experience is collected anew.")
@@ -267,12 +270,16 @@ def _part(arrays: dict[str, Saved], prefix: str) -> dict[str, NDArray[Any]]:
 
 
 def _warn_of_differences(
-    trainer: Trainer, pl_module: LightningModule, data: ExperienceDataModule, checkpoint: dict[str, Any]
+    trainer: Trainer,
+    pl_module: LightningModule,
+    data: ExperienceDataModule,
+    checkpoint: dict[str, Any],
+    changed_explorer: list[str],
 ) -> None:
     changed = differences(checkpoint.get("hyper_parameters", {}), dict(pl_module.hparams), "model")
     changed += differences(checkpoint.get("datamodule_hyper_parameters", {}), dict(data.hparams), "data")
+    changed += changed_explorer
     if changed:
         rank_zero_warn(
-            f"{trainer.ckpt_path} was written under other settings: {'; '.join(changed)}. This run takes its own, "
-            "but for what is part of the state of its optimizer and its schedule."
+            f"{trainer.ckpt_path} was saved with other settings: {'; '.join(changed)}. This run uses its own."
         )

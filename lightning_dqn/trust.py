@@ -7,7 +7,6 @@ import re
 import types
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import IO, Annotated, Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
@@ -16,6 +15,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 
 from lightning_dqn.checkpoint_file import CheckpointError
 from lightning_dqn.checkpoint_io import open_checkpoint
+from lightning_dqn.hparams import import_path
 
 ALLOWED = ("lightning_dqn", "torch.nn", "torch.optim", "gymnasium.wrappers")
 """Packages whose classes a checkpoint may name without the user's consent."""
@@ -127,7 +127,7 @@ class CheckpointBuilder:
         if not self.allows(path) and "__" in path:  # such as __main__, whose import runs a command
             self.refuse(path, field)
         try:
-            found = _import(path)
+            found = import_path(path)
         except Exception as error:  # an import can raise anything
             raise CheckpointError(
                 f"ckpt_path: {self.source} names {path} for {field}, which cannot be imported: {error}. Start in the "
@@ -183,23 +183,6 @@ def trusted_modules(text: str) -> tuple[str, ...]:
         text: Dotted paths with commas between them.
     """
     return tuple(name.strip() for name in text.split(",") if name.strip())
-
-
-def _import(path: str) -> Any:
-    """Return what a dotted path names: the longest part of it that is a module, then attributes."""
-    parts = path.split(".")
-    for end in range(len(parts) - 1, 0, -1):
-        module = ".".join(parts[:end])
-        try:
-            found: Any = import_module(module)
-        except ModuleNotFoundError as missing:
-            if end == 1 or missing.name is None or not _is_below(module, [missing.name]):
-                raise
-            continue
-        for name in parts[end:]:
-            found = getattr(found, name)
-        return found
-    raise ImportError(path)
 
 
 def _hints(make: Callable[..., Any]) -> dict[str, Any]:

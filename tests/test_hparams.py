@@ -463,7 +463,7 @@ def test_the_module_is_a_lightning_module():
         ({"a": 1}, {"a": 2}, ["model.a was 1 and is now 2"]),
         ({"a": {"x": 1, "y": 2}, "_b": 1}, {"a": {"x": 1, "y": 3}, "_b": 2}, ["model.a.y was 2 and is now 3"]),
         ({"a": 1}, {"b": 1}, []),
-        ({"a": "Old"}, {"a": {"class_path": "New"}}, ["model.a was Old and is now {'class_path': 'New'}"]),
+        ({"a": "Old"}, {"a": {"class_path": "New"}}, ["model.a was Old and is now New"]),
         ({"a": [1, 2]}, {"a": [1]}, ["model.a was [1, 2] and is now [1]"]),
     ],
 )

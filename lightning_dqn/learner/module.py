@@ -30,8 +30,9 @@ from lightning_dqn.learner.metrics import EpisodeMetrics
 from lightning_dqn.learner.modes import evaluation_mode, layers_to_switch
 from lightning_dqn.learner.networks import HeadFactory, MLPTorso, QNetwork, TorsoFactory
 from lightning_dqn.learner.normalization import target_copy
-from lightning_dqn.learner.optimizers import make_lr_scheduler, make_optimizer
+from lightning_dqn.learner.optimizers import make_lr_scheduler, make_optimizer, use_new_settings
 from lightning_dqn.learner.requirements import check_optimizers, check_trainer
+from lightning_dqn.learner.resumed_settings import changed_settings, check_network
 from lightning_dqn.learner.skipping import SkippedUpdates
 from lightning_dqn.learner.targets import DoubleQLearning, TargetRule, check_that_they_fit
 from lightning_dqn.learner.threads import limit_threads, restore_threads
@@ -132,6 +133,7 @@ class DQNLightningModule(LightningModule):
         self.gradient_steps = 0
         self._skipped = SkippedUpdates()
         self._random_states: list[dict[str, Any]] = []
+        self._changed: list[str] = []  # settings that a resumed run has and its checkpoint has not
         self.validation_metrics = EpisodeMetrics()
         self.test_metrics = EpisodeMetrics()
         self._iteration = _Iteration()
@@ -538,10 +540,11 @@ class DQNLightningModule(LightningModule):
             checkpoint["random_states"] = of_all_ranks(self.trainer, checkpoint["random_state"])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes the counts of updates over.
+        """Restore the counts of updates; validate that this module can continue the run.
 
         Raises:
-            ValueError: If the checkpoint is for other observations or actions, as from another environment.
+            ValueError: If the checkpoint is for other observations or actions, as from another environment; or if it
+                has another network, or for a fit another class of optimizer.
         """
         for name in ("observation_shape", "num_actions"):
             saved, own = checkpoint["hyper_parameters"][name], self.hparams[name]
@@ -550,6 +553,10 @@ class DQNLightningModule(LightningModule):
                     f"ckpt_path: the checkpoint was made for {name} {saved}, this model has {own}; is it from another "
                     "environment (data.env_id)?"
                 )
+        if self._trainer is not None:
+            check_network(checkpoint["state_dict"], self.state_dict())
+            if self.trainer.state.fn == "fit":
+                self._changed = changed_settings(checkpoint["hyper_parameters"], self.hparams)
         self.gradient_steps = checkpoint["gradient_steps"]
         self._skipped.load_state_dict(checkpoint.get("skipped_updates", {}))
         alone = [checkpoint["random_state"]] if "random_state" in checkpoint else []
@@ -561,8 +568,21 @@ class DQNLightningModule(LightningModule):
         own = self.trainer.global_rank
         if own < len(states) and self.trainer.ckpt_path is not None:
             restore_shared_random_state(states[own])
+        self._use_changed_settings()
         if self.compile_updates:
             self._compiled, self._acting = self._compile(), CompiledForward(self.online)
+
+    def _use_changed_settings(self) -> None:
+        changed, self._changed = self._changed, []
+        if not any(line.startswith(("model.optimizer", "model.lr_scheduler")) for line in changed):
+            return
+        trainer, factory = self.trainer, self.lr_scheduler_factory
+        fresh = make_optimizer(self.optimizer_factory, self.online.parameters())
+        make = None if factory is None else lambda optimizer: make_lr_scheduler(factory, optimizer)["scheduler"]
+        scheduler = use_new_settings(trainer.optimizers[0], fresh, make, trainer.global_step)
+        for config in trainer.lr_scheduler_configs:
+            assert scheduler is not None
+            config.scheduler = scheduler
 
     def _compile(self) -> CompiledUpdate | None:
         trainer = self.trainer

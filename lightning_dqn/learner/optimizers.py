@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
@@ -53,6 +54,38 @@ def make_lr_scheduler(
         monitor = getattr(scheduler, "monitor", "val/return")
         return {"scheduler": scheduler, "interval": "epoch", "monitor": monitor, "strict": False}
     return {"scheduler": scheduler, "interval": "step"}
+
+
+def use_new_settings(
+    optimizer: Optimizer,
+    fresh: Optimizer,
+    make_scheduler: Callable[[Optimizer], LRSchedulerTypeUnion] | None,
+    steps: int,
+) -> LRSchedulerTypeUnion | None:
+    """Give an optimizer that was restored from a checkpoint the settings of another; it keeps its moments.
+
+    The learning rate becomes what it would be if the run had had these settings from its start.
+
+    Args:
+        optimizer: Changed where it is.
+        fresh: An optimizer of the same class with the settings, made from the same parameters.
+        make_scheduler: Builds the learning-rate scheduler, if there is one.
+        steps: Iterations until now, after each of which the scheduler takes a step.
+
+    Returns:
+        The scheduler, which is where it would be after these iterations; ``None`` if there is none.
+    """
+    for group, settings in zip(optimizer.param_groups, fresh.param_groups, strict=True):
+        group.pop("initial_lr", None)
+        group.update({name: value for name, value in settings.items() if name != "params"})
+    if make_scheduler is None:
+        return None
+    scheduler = make_scheduler(optimizer)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the optimizer takes no step between those of the scheduler
+        for _ in range(steps):
+            scheduler.step()
+    return scheduler
 
 
 @contextmanager
