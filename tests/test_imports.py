@@ -125,6 +125,7 @@ MAY_IMPORT = {
         "signals",
         "snapshots",
     },
+    "monitors": set(),
     "agreement": {"datamodule", "trying"},
     "collector": {
         "agreement",
@@ -132,6 +133,7 @@ MAY_IMPORT = {
         "datamodule",
         "exploration",
         "faults",
+        "monitors",
         "ranks",
         "resume",
         "rewind",
