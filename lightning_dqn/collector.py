@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from numpy.typing import NDArray
 
@@ -24,6 +25,7 @@ from lightning_dqn.experience.faults import EnvironmentFailure
 from lightning_dqn.experience.rewind import EpisodeRecord
 from lightning_dqn.experience.stepping import VectorStep
 from lightning_dqn.hparams import describe, differences
+from lightning_dqn.monitors import WaitingMonitors
 from lightning_dqn.ranks import over_ranks
 from lightning_dqn.resume import RunState
 from lightning_dqn.transition import ReplayBatch
@@ -68,6 +70,9 @@ class ExperienceCollector(Callback):
         self._state = RunState()
         self._pause: _Pause | None = None
         self._last_log = (0.0, 0.0)
+        self._speed: float | None = None
+        self._metrics: dict[str, torch.Tensor] = {}
+        self._monitors = WaitingMonitors()
         self._failures = 0
         self._stepper: ThreadPoolExecutor | None = None
         self._underway: tuple[NDArray[np.int64], NDArray[np.bool_] | None, Future[VectorStep]] | None = None
@@ -126,6 +131,8 @@ class ExperienceCollector(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Fills the buffer with random experience, as far as it is not there already."""
+        if trainer.ckpt_path is not None:  # a resumed run can begin with the end of an epoch
+            trainer.callback_metrics.update(self._metrics)
         data = data_of(trainer)
         if data is None:
             return
@@ -138,7 +145,7 @@ class ExperienceCollector(Callback):
             self._warm_up(data, self._due)
             while len(data.buffer) == 0:  # every window may still be open
                 self._warm_up(data, data.env_steps + 1)
-        self._last_log = (data.env_steps, time.monotonic())
+        self._last_log, self._speed = (data.env_steps, time.monotonic()), None
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record the running episodes, so that a second fit of the same Trainer continues this one."""
@@ -178,7 +185,15 @@ class ExperienceCollector(Callback):
             self._take(data, action, action_mask, step.result)
         self._act(trainer, pl_module, data)
         if trainer._logger_connector.should_update_logs:
-            self._log(data, pl_module)
+            self._log_clock(trainer, pl_module)
+            self._log(data, pl_module, time.monotonic())
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log for callbacks that monitor a metric, without a row, however long ago the last row was."""
+        data = data_of(trainer)
+        if data is not None:
+            self._log_clock(trainer, pl_module, logger=False)
+            self._log(data, pl_module, time.monotonic(), logger=False)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """As :meth:`teardown`; lets the module know as well, which Lightning does not."""
@@ -198,9 +213,12 @@ class ExperienceCollector(Callback):
         self._validation_start = time.monotonic()
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Logs the clock in the row of the validation metrics, and the return on the scale from random to human."""
+        """Log the clock and the return on the scale from random to human; also ``collect/...``, for callbacks."""
         self._log_clock(trainer, pl_module)
         self._log_normalized(trainer, pl_module, "val", "validation_metrics")
+        data = data_of(trainer)
+        if data is not None and trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self._log(data, pl_module, self._validation_start, logger=False)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leaves the time that validation took out of the speed of collection."""
@@ -234,12 +252,15 @@ class ExperienceCollector(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Writes the replay into a directory beside the checkpoint; its name goes into the checkpoint."""
+        metrics = trainer.callback_metrics
+        checkpoint["callback_metrics"] = {name: value.detach().cpu() for name, value in metrics.items()}
         data = data_of(trainer)
         if self.save_replay and data is not None and data.dataset is not None:
             self._state.save(trainer, checkpoint, data, self._episodes(data), self.rng, self.state_dict())
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Reads the replay that belongs to the checkpoint; without it, experience is collected anew, with a warning."""
+        self._metrics = checkpoint.get("callback_metrics", {})
         saved = checkpoint.get("callbacks", {}).get(self.state_key, {})
         self._state.load(trainer, pl_module, checkpoint, self._changed_settings(saved))
 
@@ -336,6 +357,7 @@ class ExperienceCollector(Callback):
         rank_zero_warn(what)
 
     def _stop(self) -> None:
+        self._monitors.end()
         if self._stepper is not None:
             self._stepper.shutdown()
         self._stepper = self._underway = None
@@ -365,29 +387,34 @@ class ExperienceCollector(Callback):
             return self.rng.integers(self._envs.num_actions, size=len(observation))
         return uniform_actions(self._envs.action_mask, self.rng)
 
-    def _log(self, data: ExperienceDataModule, pl_module: LightningModule) -> None:
-        now = time.monotonic()
+    def _log(self, data: ExperienceDataModule, pl_module: LightningModule, now: float, logger: bool = True) -> None:
+        log = partial(_log_exactly, pl_module, logger=logger)
         returns, lengths = np.array(self._recent or [(0.0, 0)], np.float64).sum(axis=0)
         own = data.env_steps / data.world_size, len(self._recent), returns, lengths
         env_steps, episodes, returns, lengths = over_ranks(pl_module.trainer, own, "sum")
         steps, then = self._last_log
-        self._last_log = (env_steps, now)
-        speed = (env_steps - steps) / max(now - then, 1e-9)
-        _log_exactly(pl_module, "env_steps", env_steps)
-        _log_exactly(pl_module, "collect/env_steps_per_second", speed, prog_bar=True)
+        if logger or env_steps > steps:  # right after a row, the speed is the one in that row
+            self._speed = (env_steps - steps) / max(now - then, 1e-9)
+        if logger:
+            self._last_log = (env_steps, now)
+        if self._speed is not None:
+            log("collect/env_steps_per_second", self._speed, prog_bar=True)
         for name, value in self.explorer.schedules(data.env_steps, self.episodes).items():
-            _log_exactly(pl_module, f"collect/{name}", value, prog_bar=True)
+            log(f"collect/{name}", value, prog_bar=True)
         for name, value in data.buffer.schedules(data.env_steps).items():
-            _log_exactly(pl_module, f"collect/{name}", value)
+            log(f"collect/{name}", value)
         if episodes:
-            _log_exactly(pl_module, "collect/return", returns / episodes, prog_bar=True)
-            _log_exactly(pl_module, "collect/episode_length", lengths / episodes)
+            self._monitors.end()
+            log("collect/return", returns / episodes, prog_bar=True)
+            log("collect/episode_length", lengths / episodes)
+        elif not logger:
+            self._monitors.wait(pl_module.trainer, ("collect/return", "collect/episode_length"))
 
-    def _log_clock(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _log_clock(self, trainer: Trainer, pl_module: LightningModule, logger: bool = True) -> None:
         data = data_of(trainer)
         if data is not None:
             (env_steps,) = over_ranks(trainer, [data.env_steps / data.world_size], "sum")
-            _log_exactly(pl_module, "env_steps", env_steps)
+            _log_exactly(pl_module, "env_steps", env_steps, logger=logger)
 
     def _log_normalized(self, trainer: Trainer, pl_module: LightningModule, stage: str, metrics: str) -> None:
         data, played = data_of(trainer), getattr(pl_module, metrics, None)
@@ -403,6 +430,8 @@ def _described(explorer: Explorer) -> Any:
         return None
 
 
-def _log_exactly(pl_module: LightningModule, name: str, value: float, prog_bar: bool = False) -> None:
+def _log_exactly(
+    pl_module: LightningModule, name: str, value: float, prog_bar: bool = False, logger: bool = True
+) -> None:
     # a Python number would be logged as float32, which cannot tell 16,777,217 from 16,777,216
-    pl_module.log(name, torch.tensor(value, dtype=torch.float64), prog_bar=prog_bar)
+    pl_module.log(name, torch.tensor(value, dtype=torch.float64), prog_bar=prog_bar, logger=logger)

@@ -48,6 +48,7 @@ class GracefulInterrupt(Callback):
     def __init__(self) -> None:
         self.interrupted = False
         self._due: signal.Signals | None = None
+        self._log_every = 0
         self._previous: dict[signal.Signals, Any] = {}
         self._requeue: signal.Signals | None = None
         self._ends_process = False
@@ -91,6 +92,8 @@ class GracefulInterrupt(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """From now on a signal that ends the run is worth an iteration's wait."""
+        self._log_every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        self._change(trainer, "log_every_n_steps", self._log_every)
         for number in self._previous:
             signal.signal(number, self._note)
 
@@ -103,11 +106,31 @@ class GracefulInterrupt(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Does what a signal asked for, at the one moment of an iteration from which a run can go on exactly."""
+        self._act(trainer)
+        self.keep_rows_on_schedule(trainer)
+
+    def keep_rows_on_schedule(self, trainer: Trainer) -> None:
+        """Have rows written at multiples of ``log_every_n_steps`` only, also while the Trainer is about to stop.
+
+        Once ``should_stop`` is set, the Trainer writes a row at every iteration. The run that resumes would keep it.
+
+        Args:
+            trainer: Its ``log_every_n_steps`` is 0, which is never, for an iteration without a row.
+        """
+        if trainer.should_stop and self._log_every:
+            steps = trainer.fit_loop.epoch_loop._batches_that_stepped + 1
+            trainer.log_every_n_steps = 0 if steps % self._log_every else self._log_every  # type: ignore[attr-defined]
+
+    def _act(self, trainer: Trainer) -> None:
         # the last batch of an epoch is no such moment: it is after the validation, or else the next iteration
         if trainer.is_last_batch or not self._agreement.is_due(trainer):
             return
         number = self._ask(trainer)
         if number is None:
+            return
+        loop = trainer.fit_loop
+        if loop._data_fetcher is not None and loop.epoch_loop._should_check_val_fx(loop._data_fetcher):
+            self._due = number  # a validation within an epoch is finished first
             return
         requeue = self._previous.get(number)
         if number == self._requeue and callable(requeue):  # Lightning leaves a signal alone that is ignored
@@ -254,3 +277,7 @@ class _Before(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts to listen."""
         self.listener.listen(trainer)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Keep the rows on schedule where training goes on after a stop, as with ``min_epochs``."""
+        self.listener.keep_rows_on_schedule(trainer)

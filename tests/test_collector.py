@@ -9,12 +9,13 @@ from collections import namedtuple
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader
 
@@ -491,6 +492,89 @@ def test_the_clock_is_exact_beyond_what_float32_can_count(make_trainer, make_mod
     expected = [2**24 + 5 + 8 * i for i in range(1, 6)]
     assert [int(float(row["env_steps"])) for row in rows_of(logger)] == [*expected, expected[-1]]
     assert trainer.callback_metrics["env_steps"].item() == expected[-1]
+
+
+METRICS = {
+    *("env_steps", "collect/env_steps_per_second", "collect/epsilon", "collect/return", "collect/episode_length"),
+    *("train/loss", "train/td_error", "train/q_value", "train/skipped_updates"),
+}
+
+
+class Looks(Checkpoint):
+    """Notes the metrics that a checkpoint callback finds at the end of a validation and of an epoch."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        self.seen.append(dict(trainer.callback_metrics))
+
+    def on_validation_end(self, trainer, pl_module):
+        self.seen.append(dict(trainer.callback_metrics))
+
+
+@pytest.mark.parametrize(
+    ("options", "looks", "validations"),
+    [
+        ({}, 4, 2),
+        ({"limit_val_batches": 0}, 2, 0),
+        ({"check_val_every_n_epoch": 2}, 3, 1),
+        ({"val_check_interval": 2}, 6, 4),
+        ({"max_steps": 7}, 3, 1),
+    ],
+)
+def test_metrics_are_available_whenever_callbacks_look_and_write_no_rows(
+    make_trainer, make_model, tmp_path, options, looks, validations
+):
+    data, logger, looking = make_data(Chain, env_kwargs={"limits": (4,)}), CSVLogger(tmp_path), Looks()
+    options |= {"max_epochs": 2, "log_every_n_steps": 50, "enable_checkpointing": True}
+    trainer = make_trainer(logger=logger, callbacks=[ExperienceCollector(), looking], **options)
+    trainer.fit(make_model(data), data)
+    assert len(looking.seen) == looks
+    for metrics in looking.seen:
+        assert metrics.keys() >= METRICS
+    assert looking.seen[-1]["env_steps"] == data.env_steps
+    path = Path(logger.log_dir, "metrics.csv")
+    written = rows_of(logger) if path.exists() else []
+    assert [bool(row["val/return"]) for row in written] == [True] * validations
+
+
+@pytest.mark.parametrize("log_every", [1, 2, 3, 5, 50])
+def test_speed_is_right_in_rows_and_for_callbacks_at_every_logging_interval(
+    make_trainer, make_model, tmp_path, monkeypatch, log_every
+):
+    class Validation(Looks):
+        hours = 0
+
+        def on_validation_batch_start(self, *args):
+            self.hours += 1
+
+    data, logger, looking = make_data(), CSVLogger(tmp_path), Validation()
+    clock = SimpleNamespace(monotonic=lambda: data.env_steps / 100 + 3600 * looking.hours)
+    monkeypatch.setattr("lightning_dqn.collector.time", clock)
+    callbacks = [ExperienceCollector(), looking]
+    options = {"max_epochs": 3, "log_every_n_steps": log_every, "enable_checkpointing": True}
+    make_trainer(logger=logger, callbacks=callbacks, **options).fit(make_model(data), data)
+    speeds = [metrics["collect/env_steps_per_second"].item() for metrics in looking.seen]
+    speeds += [float(row["collect/env_steps_per_second"]) for row in rows_of(logger) if row.get("train/loss")]
+    assert len(speeds) == 6 + 15 // log_every
+    assert speeds == pytest.approx([100] * len(speeds))
+
+
+@pytest.mark.parametrize("monitor", ["val/return", "train/loss", "collect/return"])
+def test_monitored_metric_after_a_resume_at_the_end_of_an_epoch_is_that_of_the_whole_run(
+    make_trainer, make_model, tmp_path, monitor
+):
+    def fit(max_epochs, ckpt_path=None):
+        data, stop = make_data(Chain, env_kwargs={"limits": (4,)}), EarlyStopping(monitor, patience=9)
+        make_trainer(
+            max_epochs=max_epochs, log_every_n_steps=50, enable_checkpointing=True, callbacks=[stop, latest(tmp_path)]
+        ).fit(make_model(data), data, ckpt_path=ckpt_path)
+        return stop.state_dict()
+
+    whole = fit(4)
+    fit(2)
+    assert fit(4, tmp_path / "latest.ckpt") == whole
 
 
 # -- checkpoints -------------------------------------------------------------------------------------------------------

@@ -133,6 +133,7 @@ MAY_IMPORT = {
         "signals",
         "snapshots",
     },
+    "monitors": set(),
     "agreement": {"datamodule", "trying"},
     "collector": {
         "agreement",
@@ -141,6 +142,7 @@ MAY_IMPORT = {
         "exploration",
         "faults",
         "hparams",
+        "monitors",
         "ranks",
         "resume",
         "rewind",

@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import (
     EMAWeightAveraging,
     GradientAccumulationScheduler,
     LearningRateMonitor,
+    ModelCheckpoint,
 )
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
@@ -941,7 +942,7 @@ def test_logged_are_the_last_runs_of_a_closure_that_ran_several_times(tmp_path):
         assert logged == pytest.approx(means, rel=1e-6, abs=1e-7)
 
 
-def test_nothing_is_logged_where_nobody_looks():
+def test_log_is_called_for_rows_and_at_the_end_of_an_epoch_only():
     class Counter(DQNLightningModule):
         calls = 0
 
@@ -952,7 +953,7 @@ def test_nothing_is_logged_where_nobody_looks():
     Counter.calls = 0
     fit(Counter([FEATURES], ACTIONS), make_batches(10, 1), log_every_n_steps=5)
 
-    assert Counter.calls == 2 * 3
+    assert Counter.calls == 2 * 3 + 4
 
 
 def test_hyper_parameters_reach_the_logger(tmp_path):
@@ -981,13 +982,38 @@ def test_learning_rate_monitor(tmp_path):
     assert [float(row["lr-SGD"]) for row in rows(tmp_path) if row["lr-SGD"]] == [0.5, 0.25, 0.125]
 
 
-def test_early_stopping_on_the_loss():
+@pytest.mark.parametrize("log_every", [1, 50])
+def test_early_stopping_on_the_loss(log_every):
     stop_at_once = EarlyStopping("train/loss", patience=1, min_delta=1e9)
 
-    trainer = fit(make_model(), make_batches(3, 2), max_epochs=50, log_every_n_steps=1, callbacks=[stop_at_once])
+    trainer = fit(
+        make_model(), make_batches(3, 2), max_epochs=50, log_every_n_steps=log_every, callbacks=[stop_at_once]
+    )
 
     assert trainer.current_epoch == 2  # the second epoch cannot be better by a billion
     assert stop_at_once.stopped_epoch == 1
+
+
+def test_metrics_at_the_end_of_an_epoch_are_the_means_of_its_last_iteration():
+    batches = make_batches(3, 2)
+    model = make_model()
+
+    expected = HandLoop(model, partial(torch.optim.Adam, lr=1e-2)).fit(batches)
+    trainer = fit(model, batches, log_every_n_steps=2)
+
+    found = [trainer.callback_metrics[f"train/{name}"].item() for name in ("loss", "td_error", "q_value")]
+    assert found == pytest.approx(expected[-1], rel=1e-6, abs=1e-7)
+    assert trainer.callback_metrics["train/skipped_updates"] == 0
+
+
+def test_checkpoint_on_the_loss_when_every_update_was_skipped_does_not_stop_the_run(tmp_path):
+    batches = make_batches(3, 1, reward=torch.full((1, BATCH_SIZE), torch.nan))
+    best = ModelCheckpoint(tmp_path, monitor="train/loss")
+
+    trainer = fit(make_model(), batches, enable_checkpointing=True, callbacks=[best])
+
+    assert trainer.callback_metrics["train/skipped_updates"] == 3
+    assert best.best_model_score == torch.inf  # the worst score there is: a finite loss replaces it
 
 
 def test_averaged_weights():

@@ -145,7 +145,11 @@ C51 = {"head": CategoricalHead, "target_rule": QLearning()}
             r"model\.lr_scheduler\.patience was 3 and is now 4\. A schedule that follows a metric cannot be resumed",
         ),
         ({}, {"data": {"buffer": PrioritizedReplayBuffer(200)}}, r"data\.buffer"),
-        ({}, {"data": {"buffer": ReplayBuffer(50)}}, r"data\.buffer\.capacity: another one than that of the saved replay"),
+        (
+            {},
+            {"data": {"buffer": ReplayBuffer(50)}},
+            r"data\.buffer\.capacity: another one than that of the saved replay",
+        ),
         (
             {"data": {"buffer": PrioritizedReplayBuffer(200, alpha=0.5)}},
             {"data": {"buffer": PrioritizedReplayBuffer(200, alpha=0.6)}},

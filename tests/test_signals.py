@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, Logger
 
 from lightning_dqn import ExperienceDataModule, GracefulInterrupt, MLPTorso
 from lightning_dqn.experience.snapshots import SnapshotKeeper
+from lightning_dqn.loggers import OneCurve, never_stop_training, read_rows
 from tests.environments import Chain
 
 ROOT = Path(__file__).parents[1]
@@ -313,3 +315,116 @@ def test_only_a_save_that_ends_the_run_is_in_a_hurry(make_trainer, make_model, t
     with suppress(SystemExit):
         trainer.fit(make_model(data), data)
     assert seen == [hurries]
+
+
+class Send(Callback):
+    """Sends the process a signal in an iteration, counted over the whole run."""
+
+    def __init__(self, number, iteration):
+        self.number, self.iteration = number, iteration
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == self.iteration:
+            signal.raise_signal(self.number)
+
+
+def short_data():
+    """Return the data of a run of 10 iterations an epoch."""
+    return ExperienceDataModule(
+        Chain, num_envs=2, learning_starts=32, train_frequency=4, steps_per_epoch=40, eval_episodes=2, seed=0
+    )
+
+
+def rows_after_a_stop(make_trainer, make_model, folder, number, iteration, **options):
+    """Return the rows of a run that a signal stops, or only saves, and that is resumed; all but the speed."""
+
+    def fit(ckpt_path=None, *callbacks):
+        data, logger = short_data(), CSVLogger(folder, "log", "version")
+        never_stop_training(logger)
+        latest = ModelCheckpoint(folder, "latest", save_on_train_epoch_end=False, enable_version_counter=False)
+        callbacks = [OneCurve(), latest, *callbacks]
+        trainer = make_trainer(callbacks=callbacks, logger=logger, enable_checkpointing=True, max_epochs=2, **options)
+        with suppress(SystemExit):
+            trainer.fit(make_model(data), data, ckpt_path=ckpt_path)
+        return trainer
+
+    interrupted = fit(None, Send(number, iteration))
+    assert iteration < 0 or interrupted.log_every_n_steps == options["log_every_n_steps"]
+    if iteration >= 0:
+        fit(folder / "latest.ckpt")
+    rows = read_rows(folder / "log" / "version" / "metrics.csv")
+    return [{name: value for name, value in row.items() if "per_second" not in name} for row in rows]
+
+
+# in the first iteration, off the schedule, on it, in the last iteration of an epoch, in the first of the next
+@pytest.mark.parametrize(
+    ("log_every", "iteration", "number"),
+    [
+        (3, 3, signal.SIGTERM),
+        (3, 5, signal.SIGINT),
+        (7, 0, signal.SIGTERM),
+        (50, 4, signal.SIGTERM),
+        *(
+            pytest.param(every, iteration, number, marks=pytest.mark.slow)
+            for every in (1, 2, 3, 7, 50)
+            for iteration in (0, 2, 5, 6, 9, 10, 13, 18)
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+        ),
+    ],
+)
+def test_rows_of_a_run_that_was_stopped_and_resumed_are_those_of_the_whole_run(
+    make_trainer, make_model, tmp_path, log_every, iteration, number
+):
+    whole = rows_after_a_stop(make_trainer, make_model, tmp_path / "whole", number, -1, log_every_n_steps=log_every)
+    parts = rows_after_a_stop(
+        make_trainer, make_model, tmp_path / "parts", number, iteration, log_every_n_steps=log_every
+    )
+    assert parts == whole
+
+
+def test_stop_in_the_iteration_before_a_validation_within_an_epoch_validates_first(make_trainer, make_model, tmp_path):
+    options = {"log_every_n_steps": 3, "val_check_interval": 5}
+    whole = rows_after_a_stop(make_trainer, make_model, tmp_path / "whole", signal.SIGTERM, -1, **options)
+    parts = rows_after_a_stop(make_trainer, make_model, tmp_path / "parts", signal.SIGTERM, 4, **options)
+    assert parts == whole
+    assert [int(row["step"]) for row in whole if "val/return" in row] == [4, 9, 14, 19]
+
+
+class Memory(Logger):
+    """Keeps the steps of the training rows that any logger is given."""
+
+    name, version = "memory", 0
+
+    def __init__(self):
+        super().__init__()
+        self.steps = []
+
+    def log_metrics(self, metrics, step=None):
+        if "train/loss" in metrics:
+            self.steps.append(step)
+
+    def log_hyperparams(self, *args, **kwargs):
+        pass
+
+
+class Stop(Callback):
+    """Asks the Trainer to stop after a number of iterations, as a limit of time does."""
+
+    def on_train_batch_end(self, trainer, *args):
+        trainer.should_stop = trainer.should_stop or trainer.global_step == 5
+
+
+@pytest.mark.parametrize(
+    ("callback", "options", "steps"),
+    [
+        (Stop, {}, [2]),
+        (Stop, {"min_steps": 12}, [2, 5, 8, 11]),
+        (lambda: EarlyStopping("val/return", patience=1, min_delta=1e9), {"min_epochs": 3}, list(range(2, 30, 3))),
+    ],
+)
+def test_stop_of_any_kind_adds_no_rows_to_the_schedule(make_trainer, make_model, callback, options, steps):
+    data, logger = short_data(), Memory()
+    trainer = make_trainer(callbacks=[callback()], logger=logger, log_every_n_steps=3, max_epochs=9, **options)
+    trainer.fit(make_model(data), data)
+    assert logger.steps == steps
+    assert trainer.log_every_n_steps == 3

@@ -226,9 +226,7 @@ class ReplayBuffer:
         count, first = (int(np.asarray(arrays[name])) for name in ("count", "first"))
         size = min(count, self.capacity)
         if len(arrays["action"]) != size:
-            raise ValueError(
-                f"data.buffer.capacity: another one than that of the saved replay (got {self.capacity})."
-            )
+            raise ValueError(f"data.buffer.capacity: another one than that of the saved replay (got {self.capacity}).")
         for name, rows in fields.items():
             check_same_kind(name, arrays, (size, *rows.shape[1:]), rows.dtype)
         self.observations.load_state_arrays(arrays, count)

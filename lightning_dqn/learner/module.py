@@ -16,6 +16,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -300,8 +301,9 @@ class DQNLightningModule(LightningModule):
         check_trainer(self.trainer)
         if not self._continues:
             separate_shared_random_state(self.trainer.global_rank)
-        # every rank has computed them from the episodes of all
-        warnings.filterwarnings("ignore", message=r".*self\.log\('(val/|test/|env_steps).*sync_dist=True")
+        # every rank logs the value of all ranks
+        ours = "val/|test/|env_steps|collect/|train/(loss|td_error|q_value|skipped_updates)"
+        warnings.filterwarnings("ignore", message=rf".*self\.log\('({ours}).*sync_dist=True")
 
     def on_fit_start(self) -> None:
         """Takes no more CPU threads than the network is worth, and looks who watches the updates.
@@ -315,6 +317,7 @@ class DQNLightningModule(LightningModule):
         self._threads = limit_threads(self.online)
         self._watched = updates_are_watched(self, DQNLightningModule)
         self._ranks = self.trainer.world_size
+        self._iteration = _Iteration()
 
     def on_fit_end(self) -> None:
         """Gives the threads back, and forgets what was compiled for this run."""
@@ -474,21 +477,13 @@ class DQNLightningModule(LightningModule):
             stale.copy_(fresh)
 
     def on_train_batch_end(self, outputs: Any, batch: ReplayBatch, batch_idx: int) -> None:
-        """Logs means over the ``K`` updates, only where a logger would write them: logging costs more than a batch."""
-        if not self.trainer._logger_connector.should_update_logs:
-            return
-        size = batch.index.numel()
-        logged = {
-            "train/loss": self._iteration.losses,
-            "train/td_error": self._iteration.td_errors,
-            "train/q_value": self._iteration.q_values,
-        }
-        means = torch.stack([torch.stack(values).mean() for values in logged.values()])
-        means = self.trainer.strategy.reduce(means, reduce_op="mean")
-        for name, mean in zip(logged, means, strict=True):
-            self.log(name, mean, batch_size=size)
-        if self.skipped_updates:
-            self.log("train/skipped_updates", float(self.skipped_updates), batch_size=size)
+        """Log means over the ``K`` updates where a logger writes a row: at every batch, logging would cost too much."""
+        if self.trainer._logger_connector.should_update_logs:
+            self._log_updates(logger=True)
+
+    def on_train_epoch_end(self) -> None:
+        """Log the means of the last iteration for callbacks that monitor them, without a row."""
+        self._log_updates(logger=False)
 
     def on_validation_start(self) -> None:
         """Forgets the episodes of a validation that was broken off."""
@@ -499,8 +494,10 @@ class DQNLightningModule(LightningModule):
         self._play(batch, self.validation_metrics)
 
     def on_validation_epoch_end(self) -> None:
-        """Logs ``val/return``, ``val/return_iqm`` and ``val/episode_length``."""
+        """Log ``val/return``, ``val/return_iqm`` and ``val/episode_length``; also ``train/...``, for callbacks."""
         self._log_episodes("val", self.validation_metrics)
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            self._log_updates(logger=False)
 
     def on_test_start(self) -> None:
         """Forgets the episodes of a test that was broken off."""
@@ -609,6 +606,21 @@ class DQNLightningModule(LightningModule):
 
     def _policy(self, observation: NDArray[Any], action_mask: NDArray[np.bool_] | None) -> NDArray[np.int64]:
         return self.act(observation, action_mask).cpu().numpy()
+
+    def _log_updates(self, logger: bool) -> None:
+        logged = {
+            "train/loss": self._iteration.losses,
+            "train/td_error": self._iteration.td_errors,
+            "train/q_value": self._iteration.q_values,
+        }
+        if not self._iteration.losses:  # a resumed run can end an epoch whose last iteration was before the checkpoint
+            return
+        means = torch.stack([torch.stack(values).mean() for values in logged.values()])
+        means = self.trainer.strategy.reduce(means, reduce_op="mean")
+        for name, mean in zip(logged, means, strict=True):
+            self.log(name, mean, logger=logger)
+        if self.skipped_updates or not logger:
+            self.log("train/skipped_updates", float(self.skipped_updates), logger=logger)
 
     def _log_episodes(self, stage: str, metrics: EpisodeMetrics) -> None:
         for name, value in metrics.compute().items():

@@ -94,7 +94,10 @@ def digest(state):
 
 
 def rows(folder, epochs):
-    with (Path(folder) / "log" / f"run{epochs}" / "metrics.csv").open() as file:
+    path = Path(folder) / "log" / f"run{epochs}" / "metrics.csv"
+    if not path.exists():  # of a run that was stopped before its first row
+        return []
+    with path.open() as file:
         return [
             {name: value for name, value in row.items() if value and name not in TIMED} for row in csv.DictReader(file)
         ]

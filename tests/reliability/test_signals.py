@@ -1,5 +1,6 @@
 """A signal at any iteration: what is saved goes on to the same end, bit for bit."""
 
+import functools
 import signal
 import sys
 import time
@@ -32,7 +33,7 @@ def raising(iteration, name):
     )
 
 
-def check(folder, algorithm, num_envs, iteration, name, whole=None):
+def check(folder, algorithm, num_envs, iteration, name, whole=None, more=()):
     """Raises a signal, goes on from what was saved, and compares with a run that had none.
 
     Returns:
@@ -42,11 +43,11 @@ def check(folder, algorithm, num_envs, iteration, name, whole=None):
         whole = fit(arguments(algorithm, num_envs, folder / "whole", 4)), rows(folder / "whole", 4)
     code = {"SIGTERM": 128 + signal.SIGTERM, "SIGINT": 130}[name]
     with pytest.raises(SystemExit) as ended:
-        DQNCLI(arguments(algorithm, num_envs, folder / "first", 4, [raising(iteration, name)]))
+        DQNCLI(arguments(algorithm, num_envs, folder / "first", 4, [raising(iteration, name), *more]))
     took = time.time() - Raise.raised
     assert ended.value.code == code
     path = f"--ckpt_path={folder / 'first' / 'latest' / 'latest.ckpt'}"
-    resumed = fit([*arguments(algorithm, num_envs, folder / "second", 4), path])
+    resumed = fit([*arguments(algorithm, num_envs, folder / "second", 4, more), path])
     assert (resumed, rows(folder / "first", 4) + rows(folder / "second", 4)) == whole
     return took
 
@@ -112,6 +113,30 @@ def test_at_any_iteration(tmp_path, whole, tally, name, repetition):
         took = check(tmp_path, "rainbow", 4, iteration, name, whole)
     assert took < 10
     tally.setdefault(name, []).append(took)
+
+
+@pytest.fixture(scope="module")
+def wholes(tmp_path_factory):
+    """Return a run without a signal, and its rows, by ``log_every_n_steps``."""
+
+    @functools.cache
+    def whole(log_every):
+        folder = tmp_path_factory.mktemp("whole")
+        more = [f"--trainer.log_every_n_steps={log_every}"]
+        return fit(arguments("double_dqn", 2, folder, 4, more)), rows(folder, 4)
+
+    return whole
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("repetition", range(30))
+def test_rows_after_a_stop_at_any_iteration_equal_those_of_a_run_without_one(tmp_path, wholes, tally, repetition):
+    rng = np.random.default_rng()
+    iteration, name = int(rng.integers(4 * ITERATIONS - 1)), str(rng.choice(["SIGTERM", "SIGINT"]))
+    log_every = (1, 2, 3, 7, 50)[repetition % 5]
+    more = [f"--trainer.log_every_n_steps={log_every}"]
+    took = check(tmp_path, "double_dqn", 2, iteration, name, wholes(log_every), more)
+    tally.setdefault("stops with log_every_n_steps of 1 to 50", []).append(took)
 
 
 @pytest.mark.parametrize(
