@@ -544,6 +544,83 @@ class WaitingVector(ChainVector):
         return self._observe(), np.zeros(self.num_envs), no, no.copy(), {}
 
 
+class WalkVector(VectorEnv):
+    """A native walk in two numbers: how far, which the action changes, and how long; it resets right or wrong.
+
+    Args:
+        resets: ``next`` (on the step after the end), ``within`` (within the step that ends an episode), ``twice`` (on
+            the step after the end, though it was reset explicitly meanwhile), ``never``, ``ends again`` (it stays at
+            its end) or ``raises`` (it must be reset explicitly).
+        honours_mask: Whether it can reset some of its members alone.
+        starts: ``random``, or always the ``same``.
+        mode: What it says about its resets; ``None``: nothing.
+        lengths: The shortest and longest episode.
+        final: Where in ``info`` it leaves the last observation of an episode.
+    """
+
+    single_observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float32)
+    single_action_space = spaces.Discrete(3)
+
+    def __init__(
+        self,
+        num_envs,
+        resets="next",
+        honours_mask=True,
+        starts="random",
+        mode=AutoresetMode.NEXT_STEP,
+        lengths=(5, 14),
+        final=None,
+    ):
+        self.num_envs, self.resets, self.honours_mask, self.starts = num_envs, resets, honours_mask, starts
+        self.metadata = {} if mode is None else {"autoreset_mode": mode}
+        self.lengths, self.final = lengths, final
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self.random = np.random.default_rng()
+        self.state = np.zeros((num_envs, 2))
+        self.left = np.zeros(num_envs, np.int64)
+        self.ended = np.zeros(num_envs, bool)
+
+    def reset(self, *, seed=None, options=None):
+        mask = (options or {}).get("reset_mask")
+        if mask is None or not self.honours_mask:
+            mask = np.ones(self.num_envs, bool)
+        if isinstance(seed, list):
+            seed = seed[int(mask.argmax())]
+        if seed is not None:
+            self.random = np.random.default_rng(seed)
+        for i in np.flatnonzero(mask):
+            self._start(i)
+            self.ended[i] &= self.resets == "twice"
+        return self.state.astype(np.float32), {}
+
+    def step(self, actions):
+        terminated, info = np.zeros(self.num_envs, bool), {}
+        for i, action in enumerate(actions):
+            if self.ended[i] and self.resets in ("next", "twice"):
+                self._start(i)
+                self.ended[i] = False
+                continue
+            assert not self.ended[i] or self.resets != "raises", "stepped after its end"
+            if not self.ended[i] or self.resets != "ends again":
+                self.state[i] += (action - 1.2 if self.starts == "random" else 0, 1)
+                self.left[i] -= 1
+            terminated[i] = self.left[i] == 0
+            self.ended[i] |= terminated[i]
+        if self.resets == "within" and terminated.any():
+            if self.final is not None:
+                info[self.final] = np.array([*self.state.astype(np.float32), None], object)[:-1]
+            for i in np.flatnonzero(terminated):
+                self._start(i)
+                self.ended[i] = False
+        return self.state.astype(np.float32), np.ones(self.num_envs), terminated, np.zeros(self.num_envs, bool), info
+
+    def _start(self, i):
+        # where starts are random, nothing in one observation tells a first one
+        self.state[i] = self.random.normal(scale=5, size=2) if self.starts == "random" else 0
+        self.left[i] = self.random.integers(self.lengths[0], self.lengths[1] + 1)
+
+
 NOT_AN_ENVIRONMENT = 42
 
 

@@ -1,9 +1,10 @@
 from itertools import count
 
+import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode
 
-from lightning_dqn.experience.autoreset import members_reset_alone
+from lightning_dqn.experience.autoreset import FirstObservations, members_reset_alone
 from lightning_dqn.experience.envs import make_envs
 from lightning_dqn.experience.stepping import SeededEnvs
 from tests.environments import NO_LIMIT, ChainVector, WaitingVector, seeded
@@ -48,3 +49,17 @@ def test_an_environment_that_says_how_it_resets_is_not_tried(says):
     envs.resets_alone = says
     envs.reset = None
     assert members_reset_alone(envs) == says
+
+
+def test_first_observations_numbers_out_of_range_are_unlike_them():
+    sample = np.random.default_rng(0).normal(size=(32, 3, 2))
+    first = FirstObservations(sample)
+    assert first.are_like(sample).sum() >= 16
+    assert not first.are_like(np.full((2, 3, 2), 9.0)).any()
+
+
+def test_first_observations_flags_and_infinite_numbers_are_compared():
+    flags = FirstObservations(np.zeros((32, 2), np.bool_))
+    assert flags.are_like(np.array([[False, False], [True, False]])).tolist() == [True, False]
+    infinite = FirstObservations(np.full((32, 1), np.inf))
+    assert infinite.are_like(np.array([[0.0]])).tolist() == [True]  # nothing is known then

@@ -1,7 +1,9 @@
+from contextlib import closing
+
 import numpy as np
 import pytest
 
-from lightning_dqn import EvaluationEpisodes
+from lightning_dqn import EvaluationEpisodes, ExperienceDataModule
 from lightning_dqn.experience.envs import make_envs
 from tests.environments import (
     CHAIN_LENGTH,
@@ -10,6 +12,7 @@ from tests.environments import (
     Chain,
     ChainVector,
     MaskedChain,
+    MaskedChainVector,
     Noise,
     chain_limit,
     legal_actions,
@@ -120,9 +123,71 @@ def test_a_cap_at_the_terminal_state_leaves_it_terminal():
     assert not step.truncated.any()
 
 
-def test_a_native_environment_that_resets_by_itself_is_not_cut_off():
-    envs = make_envs(ChainVector, 2, {"honours_mask": False, **NO_LIMIT}, (), "native")
-    played = EvaluationEpisodes(lambda: envs, SEEDS[:6], max_episode_steps=5).play(
-        lambda observation, action_mask: zeros(2)
+def first_actions(most=1_000):
+    """A policy that takes the first action everywhere and fails if it is asked for too many."""
+    left = iter(range(most))
+
+    def policy(observation, action_mask=None):
+        assert next(left, None) is not None, f"still playing after {most} steps"
+        return zeros(len(observation))
+
+    return policy
+
+
+@pytest.mark.parametrize("num_envs", [2, 3, 7])
+def test_play_native_members_that_do_not_reset_alone_are_cut_off_at_the_limit(num_envs):
+    envs = make_envs(ChainVector, num_envs, {"honours_mask": False, **NO_LIMIT}, (), "native")
+    played = EvaluationEpisodes(lambda: envs, SEEDS[:6], max_episode_steps=5).play(first_actions())
+    assert played.lengths.tolist() == [5] * 6
+    assert played.returns.tolist() == [15] * 6
+
+
+@pytest.mark.parametrize("length", [10**9, 6, 5, 4])
+@pytest.mark.parametrize("num_envs", [2, 4])
+def test_play_every_episode_is_played_though_some_members_never_end(num_envs, length):
+    # every other member is cut off by itself after 3 steps
+    kwargs = {"honours_mask": False, "length": length, "limits": (None, 3)}
+    envs = make_envs(ChainVector, num_envs, kwargs, (), "native")
+    for _ in range(2):
+        played = EvaluationEpisodes(lambda: envs, SEEDS, max_episode_steps=5).play(first_actions())
+        lengths = played.lengths.tolist()
+        assert set(lengths) == {3, min(length, 5)}
+        assert played.returns.tolist() == [length * (length + 1) / 2 for length in lengths]
+
+
+def test_play_without_any_end_all_are_reset_with_the_next_seed():
+    envs = make_envs(ChainVector, 3, {"honours_mask": False, "length": 10**9, **NO_LIMIT}, (), "native")
+    episodes = EvaluationEpisodes(lambda: envs, SEEDS[:8], max_episode_steps=4)
+    seeds = []
+    reset = envs.reset
+    envs.reset = lambda seed=None, options=None: (seeds.append(seed), reset(seed=seed, options=options))[1]
+    played = episodes.play(first_actions())
+    assert played.lengths.tolist() == [4] * 8
+    assert seeds[-4:-1] == [SEEDS[0], SEEDS[3], SEEDS[6]]  # and once more when all has been played
+
+
+def test_step_member_that_waits_for_a_reset_takes_no_valid_steps_and_does_legal_actions():
+    kwargs = {"honours_mask": False, "length": 7, "limits": (None, 3)}
+    envs = seeded(MaskedChainVector, 2, "native", max_episode_steps=5, mask_key="legal", **kwargs)
+    observation = envs.reset()
+    steps = []
+    for _ in range(7):
+        assert (envs.action_mask == legal_actions(observation)).all()
+        steps.append(envs.step(envs.action_mask.argmax(axis=1)))
+        observation = steps[-1].observation
+    assert [step.done.tolist() for step in steps] == [[t == 5, t in (3, 7)] for t in range(1, 8)]
+    assert [step.valid.tolist() for step in steps] == [[t <= 5, t != 4] for t in range(1, 8)]
+    assert not any(step.terminated.any() for step in steps)
+    # the first member comes to its own end together with the second, and both are reset at the next step
+    assert envs.step(zeros(2)).valid.tolist() == [False, False]
+
+
+@pytest.mark.parametrize("stage", ["val", "test", "predict"])
+def test_data_module_max_eval_steps_limits_episodes_that_never_end(stage):
+    kwargs = {"honours_mask": False, "length": 10**9, **NO_LIMIT}
+    data = ExperienceDataModule(
+        ChainVector, vectorization="native", env_kwargs=kwargs, eval_episodes=5, eval_num_envs=2, max_eval_steps=6
     )
-    assert played.lengths.tolist() == [CHAIN_LENGTH] * 6
+    with closing(data):
+        for episodes in getattr(data, f"{stage}_dataloader")():
+            assert set(episodes.play(first_actions()).lengths.tolist()) == {6}

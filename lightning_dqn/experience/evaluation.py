@@ -38,7 +38,8 @@ class EvaluationEpisodes:
     Args:
         envs: Returns the vector environment to play in; called at every :meth:`play`, so it may keep one.
         seeds: Seed of each episode.
-        max_episode_steps: Longest an episode may get; ``None``: as long as the environment lets it.
+        max_episode_steps: Longest an episode may get, also where the environment's members cannot be reset alone;
+            ``None``: as long as the environment lets it.
         mask_key: Where in ``info`` the environments say which actions are legal; ``None``: all are, always.
     """
 
@@ -70,13 +71,17 @@ class EvaluationEpisodes:
         # environments beyond the last episode play on unwatched, so that every forward has one shape
         playing = np.arange(envs.num_envs)
         upcoming = envs.num_envs
+        missing = len(self)
         observation = envs.reset()
-        while (playing < len(self)).any():
+        while missing:
             step = envs.step(policy(observation, envs.action_mask))
             observation = step.observation
-            for i in np.flatnonzero(step.done):
-                if playing[i] < len(self):
-                    returns[playing[i]], lengths[playing[i]] = step.episode_return[i], step.episode_length[i]
+            for i in np.flatnonzero(step.done & (playing < len(self))):
+                returns[playing[i]], lengths[playing[i]] = step.episode_return[i], step.episode_length[i]
+                missing -= 1
+            playing[step.done] = -1
+            # an environment that waits for a reset may wait for ever, while others play what is left
+            for i in np.flatnonzero((playing < 0) & ~envs.waiting):
                 playing[i] = upcoming
                 upcoming += 1
         return PlayedEpisodes(np.array(self.seeds, np.int64), returns, lengths)

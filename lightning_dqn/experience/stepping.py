@@ -14,11 +14,12 @@ from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 
-from lightning_dqn.experience.autoreset import members_reset_alone
+from lightning_dqn.experience.autoreset import ResetCheck
 from lightning_dqn.experience.checked import check_batch, check_observations, is_finite
 from lightning_dqn.experience.envs import close_envs
 from lightning_dqn.experience.faults import EnvironmentFailure, naming_failures, reset_in_time, step_in_time
 from lightning_dqn.experience.masks import as_mask
+from lightning_dqn.experience.reset_probe import check_resets
 
 
 def episode_seeds(rng: np.random.Generator) -> Iterator[int]:
@@ -36,7 +37,8 @@ class VectorStep(NamedTuple):
         terminated: The episode reached a terminal state, ``[N]``, bool.
         truncated: The episode was cut off elsewhere, ``[N]``, bool; false where ``terminated``.
         observation: What to act on next: the first of a new episode where one ended, ``[N, *O]``.
-        valid: False where the environment only reset itself and no step was taken, ``[N]``, bool.
+        valid: False where the environment only reset itself and no step was taken, or where it waits for a reset,
+            ``[N]``, bool.
         episode_return: Undiscounted return of the episode up to this step, ``[N]``, float64.
         episode_length: Steps of the episode up to this one, ``[N]``, int64.
         next_action_mask: Which actions are legal at ``next_observation``, ``[N, A]``, bool, all of them where
@@ -71,13 +73,14 @@ class SeededEnvs:
     The reset comes right after the step that ended the episode and touches only the environments that ended, so there
     are no reset steps to drop and no ``final_obs`` to fetch, and an episode can be replayed from its seed and actions.
     A native vector environment that cannot reset some of its members alone is found out at set-up; it then resets them
-    by itself on the step after the end, and these steps come back with ``valid`` false.
+    by itself on the step after the end, and these steps come back with ``valid`` false. A member whose episode is cut
+    off there waits for its own end, or for a reset of all as soon as no episode is left; its steps until then are not
+    ``valid`` either. A native environment that resets wrong is refused, at set-up or after its first ends.
 
     Args:
         envs: What to step.
         seeds: Where the seed of each new episode comes from.
-        max_episode_steps: Cuts longer episodes off (a truncation); ``None`` leaves that to the environment, as does an
-            environment that cannot be reset alone.
+        max_episode_steps: Cuts longer episodes off (a truncation); ``None`` leaves that to the environment.
         mask_key: Where in ``info`` the environments say which actions are legal; ``None``: all are, always.
         seed_every_episode: If false, only :meth:`reset` seeds, and later episodes go on in the environments' own random
             numbers: for environments that are slow to seed.
@@ -87,6 +90,8 @@ class SeededEnvs:
 
     Attributes:
         action_mask: Which actions are legal now, ``[N, A]``, bool; ``None`` if no mask is used.
+        waiting: Which members wait for a reset since their episode was cut off, ``[N]``, bool; none where members can
+            be reset alone.
     """
 
     action_mask: NDArray[np.bool_] | None
@@ -111,13 +116,14 @@ class SeededEnvs:
         self._first_action = int(space.start)
         self._may_be_infinite = np.issubdtype(envs.single_observation_space.dtype, np.floating)
         self._is_native = not isinstance(envs, SyncVectorEnv | AsyncVectorEnv)
-        self.resets_alone = not self._is_native or members_reset_alone(envs, mask_key)
-        # an episode can only be cut off by those who can then start the next one
-        self.max_episode_steps = max_episode_steps if max_episode_steps and self.resets_alone else None
+        self._reset_check = check_resets(envs, mask_key) if self._is_native else None
+        self.resets_alone = self._reset_check is None or self._reset_check.resets_alone
+        self.max_episode_steps = max_episode_steps
         self.episode_seed = np.zeros(self.num_envs, np.int64)
         self.episode_return = np.zeros(self.num_envs)
         self.episode_length = np.zeros(self.num_envs, np.int64)
         self._resets_next = np.zeros(self.num_envs, np.bool_)
+        self.waiting = np.zeros(self.num_envs, np.bool_)
         self._mask_key = mask_key
         self.action_mask = None
         self.seed_every_episode = seed_every_episode
@@ -134,7 +140,9 @@ class SeededEnvs:
         observation, info = self._reset(seed=seeds[0] if takes_one else seeds)
         self.episode_seed[:] = seeds
         self._begin(np.ones(self.num_envs, np.bool_))
-        self._resets_next[:] = False
+        self._resets_next, self.waiting = np.zeros((2, self.num_envs), np.bool_)
+        if self._reset_check is not None:
+            self._reset_check.restart()
         observation = self._own(observation)
         self._check_finite(observation, np.zeros(self.num_envs))
         self.action_mask = self._masks(info, np.zeros(self.num_envs, np.bool_))
@@ -156,22 +164,22 @@ class SeededEnvs:
         action = action + self._first_action if self._first_action else action
         take = partial(step_in_time, self.envs, action, self.timeout)
         following, reward, terminated, truncated, info = self._own_step(*self._ask(take))
-        valid = ~self._resets_next
+        valid = ~(self._resets_next | self.waiting)
         before = self.episode_length, self.episode_return, self.action_mask, self._lives
         self.episode_length = length = self.episode_length + valid
         self.episode_return = total = self.episode_return + reward * valid
         self._check_finite(following, reward)
+        next_mask = self.action_mask = self._masks(info, terminated)
+        if not self.resets_alone:
+            terminated, truncated = self._own_ends(terminated, truncated)
         if self.max_episode_steps is not None:
             truncated = truncated | (length >= self.max_episode_steps)
         # both flags at once mean a terminal state that was also the last allowed step: there is nothing to bootstrap
         truncated = truncated & ~terminated
-        next_mask = self.action_mask = self._masks(info, terminated)
         reward = np.asarray(reward, np.float64)
         learned = self._as_learned(reward, terminated, info)
         done = terminated | truncated
         observation = self._next_observation(done, following, before) if np.count_nonzero(done) else following
-        if not self.resets_alone:
-            self._resets_next = done
         return VectorStep(
             following, reward, terminated, truncated, observation, valid, total, length, next_mask, *learned, done
         )
@@ -218,7 +226,9 @@ class SeededEnvs:
     ) -> NDArray[Any]:
         if not self.resets_alone:
             self._begin(done)
-            return following
+            self.waiting = self.waiting | (done & ~self._resets_next)
+            over = self.waiting | self._resets_next
+            return self.reset() if self.waiting.any() and over.all() else following
         seed = self.episode_seed.copy()
         try:
             return self.start_episodes(done)
@@ -227,6 +237,15 @@ class SeededEnvs:
             self.episode_length, self.episode_return, self.action_mask, self._lives = before
             self.episode_seed = seed
             raise
+
+    def _own_ends(
+        self, terminated: NDArray[np.bool_], truncated: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Return the ends that count: those of members that waited for them end no episode."""
+        waited = self.waiting
+        self._resets_next = terminated | truncated
+        self.waiting = waited & ~self._resets_next
+        return terminated & ~waited, truncated & ~waited
 
     def _begin(self, done: NDArray[np.bool_]) -> None:
         # anew rather than in place: those of the step that led here have been handed out
@@ -277,10 +296,24 @@ class SeededEnvs:
             raise ValueError(f"data.action_mask: environment {i} has no legal action at {self._whereabouts(i)}")
         return masks
 
-    def _own_step(self, following: NDArray[Any], *others: Any) -> Any:
+    def _own_step(
+        self, following: NDArray[Any], reward: Any, terminated: Any, truncated: Any, info: dict[str, Any]
+    ) -> Any:
         if self._is_native:
-            check_batch(self.num_envs, *others[:-1])
-        return self._own(following), *others
+            check_batch(self.num_envs, reward, terminated, truncated)
+        following = self._own(following)
+        if self._reset_check is not None:
+            self._watch(self._reset_check, following, terminated | truncated, info)
+        return following, reward, terminated, truncated, info
+
+    def _watch(
+        self, check: ResetCheck, observation: NDArray[Any], done: NDArray[np.bool_], info: dict[str, Any]
+    ) -> None:
+        """Check the resets of a native environment until enough ends were seen."""
+        check.observe(observation, done, info)
+        check.refuse()
+        if check.is_complete:
+            self._reset_check = None
 
     def _own(self, observation: NDArray[Any]) -> NDArray[Any]:
         if not self._is_native:
