@@ -43,7 +43,8 @@ class Transition(NamedTuple, Generic[T]):
         Args:
             function: Maps one field to its counterpart.
         """
-        return Transition(*(None if field is None else function(field) for field in self))  # type: ignore[arg-type]
+        fields = (None if field is None else function(field) for field in self)
+        return type(self)(*fields)  # type: ignore[arg-type, return-value]
 
 
 class ReplayBatch(NamedTuple):
@@ -72,7 +73,7 @@ class ReplayBatch(NamedTuple):
         if self.weight.device == self.index.device == self.transition.observation.device == device:
             return self
         move = partial(_move, device=device)
-        return ReplayBatch(self.transition.map(move), move(self.index), move(self.weight))
+        return self._replace(transition=self.transition.map(move), index=move(self.index), weight=move(self.weight))
 
 
 def _move(tensor: Tensor, device: torch.device) -> Tensor:

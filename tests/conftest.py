@@ -1,10 +1,12 @@
 """What the tests share: small trainers and networks, and a process left as it was found."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import sys
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -15,6 +17,8 @@ from lightning_dqn import DQNLightningModule, MLPTorso
 
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start: the cores are taken
+# processes that tests start in other folders import this checkout
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.getenv("PYTHONPATH")]))
 if "forkserver" in multiprocessing.get_all_start_methods():
     # imported once in the server, not in every worker that it forks
     multiprocessing.get_context("forkserver").set_forkserver_preload(["lightning_dqn"])
@@ -35,9 +39,16 @@ def _process_left_as_it_was():
             os.environ[name] = value
 
 
-@pytest.fixture
-def elsewhere(tmp_path, monkeypatch):
-    """An empty folder for the command line, with nothing on it, and no W&B."""
+@pytest.fixture(scope="session", autouse=True)
+def _session_folder(tmp_path_factory):
+    """Run the fixtures of modules in an empty folder, because they are made before a test has its own."""
+    with contextlib.chdir(tmp_path_factory.mktemp("session")):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _working_folder(tmp_path, monkeypatch):
+    """Run every test in its empty ``tmp_path``, without arguments of pytest's on the command line and without W&B."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["lightning-dqn"])
     monkeypatch.setenv("WANDB_MODE", "disabled")

@@ -24,8 +24,6 @@ from lightning_dqn import (
     PrioritizedReplayBuffer,
 )
 
-ROOT = Path(__file__).parent.parent
-
 
 class Notes(Callback):
     """What a rank learned from, and where it was."""
@@ -155,7 +153,7 @@ def start(folder, *launcher, env=None, **options):
     said = (folder / "said.txt").open("a")
     environment = {name: value for name, value in os.environ.items() if name not in ("LOCAL_RANK", "WORLD_SIZE")}
     environment |= {"OMP_NUM_THREADS": "1", **(env or {})}
-    return subprocess.Popen(command, stdout=said, stderr=said, cwd=ROOT, env=environment, start_new_session=True)
+    return subprocess.Popen(command, stdout=said, stderr=said, cwd=folder, env=environment, start_new_session=True)
 
 
 def run(folder, *launcher, **options):

@@ -13,7 +13,6 @@ from ray.cluster_utils import Cluster
 
 from tests.runs import QUIET, SMALL
 
-ROOT = Path(__file__).parent.parent
 NOTES = '''
 import os, signal, time
 from pathlib import Path

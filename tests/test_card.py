@@ -2,7 +2,6 @@
 
 import os
 import re
-import sys
 
 import numpy as np
 import pytest
@@ -14,10 +13,8 @@ from tests.runs import make_run
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch):
+def run(tmp_path):
     """A run with weights, a picture and a test."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["lightning-dqn"])
     folder = make_run(tmp_path / "run", seed=7)
     (folder / "checkpoints").mkdir()
     for name in ("checkpoints/best.ckpt", "learning_curve.png", "policy.onnx"):

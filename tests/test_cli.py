@@ -30,9 +30,6 @@ FIT = ["fit", "--config=cartpole", *SHORT]
 RUN = Path("runs/cartpole/version_0")
 
 
-pytestmark = pytest.mark.usefixtures("elsewhere")
-
-
 def rows(run: Path = RUN) -> list[dict[str, str]]:
     return list(csv.DictReader((run / "metrics.csv").open()))
 
@@ -274,7 +271,7 @@ def test_fast_dev_run_takes_one_batch(capsys):
 
 
 def run(*command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "WANDB_MODE": "disabled", "PYTHONWARNINGS": "ignore"}
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
 
 

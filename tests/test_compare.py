@@ -1,7 +1,6 @@
 """Trainings beside each other: figures, pictures, and what cannot be compared."""
 
 import re
-import sys
 
 import numpy as np
 import pytest
@@ -11,12 +10,6 @@ from lightning_dqn.apps import compare
 from lightning_dqn.apps.groups import read_groups
 from lightning_dqn.cli import main
 from tests.runs import make_run
-
-
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["lightning-dqn"])
 
 
 @pytest.fixture

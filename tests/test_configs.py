@@ -1,7 +1,6 @@
 """Every shipped configuration parses, and trains for a few steps."""
 
 import csv
-import sys
 from pathlib import Path
 
 import pytest
@@ -26,13 +25,6 @@ SMALL = [
 # the replay of a million images would not fit into a test
 SMALLER = {"atari": ["--data.buffer.capacity=500", "--data.train_frequency=2", "--data.eval_num_envs=2"]}
 ENVIRONMENTS = [*sorted(name for name, path in shipped_configs().items() if path.parent.name == "env"), "tutorial"]
-
-
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["lightning-dqn"])
-    monkeypatch.setenv("WANDB_MODE", "disabled")
 
 
 @pytest.mark.parametrize("name", ENVIRONMENTS)

@@ -5,7 +5,6 @@ import subprocess
 import sys
 from contextlib import closing, suppress
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 
 import gymnasium as gym
@@ -32,8 +31,6 @@ from tests.environments import (
     OffsetActions,
     chain_limit,
 )
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
@@ -427,11 +424,9 @@ if __name__ == "__main__":
 @pytest.mark.slow
 def test_a_killed_environment_process_ends_the_run_with_an_error_rather_than_hanging(tmp_path):
     (tmp_path / "killed.py").write_text(_KILLED)
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     run = subprocess.Popen(
         [sys.executable, "killed.py"],
         cwd=tmp_path,
-        env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,

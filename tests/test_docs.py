@@ -2,7 +2,6 @@
 
 import re
 import shlex
-import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,7 +19,6 @@ PAGES = {path.stem: path.read_text() for path in sorted(DOCS.glob("*.md"))}
 
 @pytest.fixture(autouse=True)
 def _quiet(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["lightning-dqn"])
     monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
 

@@ -36,10 +36,8 @@ SMALL_MLP = partial(MLPTorso, hidden_sizes=(8,))
 
 
 @pytest.fixture
-def checkpoint(tmp_path, monkeypatch, make_trainer, make_model):
+def checkpoint(tmp_path, make_trainer, make_model):
     """Of CartPole, with weights and data settings; and its model."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["lightning-dqn"])
     data = ExperienceDataModule("CartPole-v1", num_envs=2, learning_starts=16, steps_per_epoch=16, batch_size=8, seed=0)
     model, trainer = make_model(data), make_trainer()
     trainer.fit(model, data)

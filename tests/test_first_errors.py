@@ -1,7 +1,6 @@
 """The messages of ``docs/first-errors.md`` are those that people get."""
 
 import re
-import sys
 import warnings
 from pathlib import Path
 
@@ -128,9 +127,7 @@ def test_every_message_of_the_page_is_provoked_here():
 
 
 @pytest.mark.parametrize("words", PROVOKED)
-def test_it_is_word_for_word_what_is_said(words, monkeypatch, capsys, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["lightning-dqn"])
+def test_it_is_word_for_word_what_is_said(words, monkeypatch, capsys):
     monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     (quoted,) = [message for message in QUOTED if words in message]
     with pytest.raises((Exception, SystemExit)) as raised:

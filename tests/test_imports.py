@@ -310,7 +310,7 @@ def test_nothing_unpickles(path):
 def test_the_package_can_be_imported_without_the_extras():
     absent = "ale_py", "cv2", "minatar", "Box2D", "tensorboard", "optuna", "onnx", "onnxruntime", "onnxscript", "ray"
     code = f"import sys; sys.modules.update(dict.fromkeys({absent})); import lightning_dqn, lightning_dqn.cli"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=PACKAGE.parent)
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.slow
@@ -319,7 +319,7 @@ def test_fit_starts_without_what_only_other_commands_need():
         "import sys, lightning_dqn.cli; later = 'optuna', 'sqlalchemy', 'onnx', 'onnxruntime', 'onnxscript', 'pandas',"
         "'lightning_dqn.apps'; assert not set(later) & set(sys.modules), set(later) & set(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=PACKAGE.parent)
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_every_room_has_a_test_of_its_name():

@@ -10,8 +10,6 @@ from lightning_dqn.apps.command import Refusal
 from lightning_dqn.apps.loading import load
 from lightning_dqn.apps.report import play
 
-pytestmark = pytest.mark.usefixtures("elsewhere")
-
 
 def test_what_is_no_checkpoint_is_refused(tmp_path):
     (tmp_path / "best.ckpt").write_bytes(b"nothing")

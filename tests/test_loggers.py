@@ -25,9 +25,6 @@ FIT = [
 CSV = "{class_path: lightning.pytorch.loggers.CSVLogger, init_args: {save_dir: runs, name: cartpole}}"
 
 
-pytestmark = pytest.mark.usefixtures("elsewhere")
-
-
 class Broken(Logger):
     """Raises whatever it is asked for."""
 

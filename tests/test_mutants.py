@@ -130,7 +130,7 @@ def tiny(tmp_path):
 
     def call(*mutants, how="run", timeout=60):
         command = [sys.executable, "-c", RUN, str(tmp_path), json.dumps(mutants), how, str(timeout)]
-        process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+        process = subprocess.run(command, capture_output=True, text=True, timeout=300)
         if how == "main":
             return process
         assert process.returncode == 0, process.stderr
@@ -209,15 +209,13 @@ def test_tests_that_fail_without_any_mistake_are_refused(tiny):
 
 @pytest.mark.slow
 def test_one_mutant_of_the_package_is_killed_from_the_command_line():
-    process = subprocess.run(
-        [sys.executable, "-m", "tests.mutants", "E3"], cwd=ROOT, capture_output=True, text=True, timeout=600
-    )
+    process = subprocess.run([sys.executable, "-m", "tests.mutants", "E3"], capture_output=True, text=True, timeout=600)
     assert process.returncode == 0, process.stdout
     assert "1 mutants, 1 killed" in process.stdout
 
 
 @pytest.mark.slow
 def test_every_mutant_is_killed():
-    process = subprocess.run([sys.executable, "-m", "tests.mutants"], cwd=ROOT, capture_output=True, text=True)
+    process = subprocess.run([sys.executable, "-m", "tests.mutants"], capture_output=True, text=True)
     assert process.returncode == 0, process.stdout
     assert f"{len(MUTANTS)} mutants, {len(MUTANTS)} killed" in process.stdout

@@ -1,7 +1,5 @@
 """The algorithm files for images: their numbers are the papers', and they train."""
 
-import sys
-
 import pytest
 import torch
 
@@ -41,10 +39,8 @@ MINATAR = (4, 10, 10)
 
 
 @pytest.fixture
-def make_cli(tmp_path, monkeypatch):
+def make_cli(tmp_path):
     """The command line over a small environment of images, with one of the presets."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["lightning-dqn"])
 
     def make(preset, *args, run=False, shape=(4, 36, 36), below=()):
         (tmp_path / "small.yaml").write_text(SMALL.format(shape=list(shape)))

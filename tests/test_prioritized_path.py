@@ -6,7 +6,6 @@ again here, one transition at a time.
 
 import copy
 import csv
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -453,14 +452,6 @@ FIT = [
 PRIORITIZED = "--data.buffer=lightning_dqn.PrioritizedReplayBuffer"
 
 
-@pytest.fixture
-def _elsewhere(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["lightning-dqn"])
-    monkeypatch.setenv("WANDB_MODE", "disabled")
-
-
-@pytest.mark.usefixtures("_elsewhere")
 @pytest.mark.parametrize(
     ("field", "argument", "value"),
     [
@@ -481,7 +472,6 @@ def test_bad_input_is_answered_in_one_line_that_names_the_field(monkeypatch, fie
     assert line.endswith(f"got {value}")
 
 
-@pytest.mark.usefixtures("_elsewhere")
 def test_a_run_from_the_command_line_anneals_beta_and_goes_on_with_its_priorities():
     per = [*FIT, "--config=per", "--data.buffer.capacity=150", "--data.buffer.beta.decay_steps=300"]
     main(per)

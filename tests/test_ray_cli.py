@@ -21,9 +21,8 @@ from lightning_dqn.ray.cli import _collector, main
         (["--config=plain.yaml"], "ExperienceCollector"),
     ],
 )
-def test_actors_are_there_when_some_are_asked_for(tmp_path, monkeypatch, arguments, name):
+def test_actors_are_there_when_some_are_asked_for(tmp_path, arguments, name):
     pytest.importorskip("ray")
-    monkeypatch.chdir(tmp_path)
     (tmp_path / "actors.yaml").write_text("collect: {num_actors: 2}\n")
     (tmp_path / "plain.yaml").write_text("collect:\n")
     found = _collector(arguments)

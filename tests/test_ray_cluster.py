@@ -3,15 +3,11 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
-
-ROOT = Path(__file__).parent.parent
 
 
 def run(code, **variables):
     done = subprocess.run(
         [sys.executable, "-c", code],
-        cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=240,

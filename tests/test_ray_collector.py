@@ -24,7 +24,6 @@ from lightning_dqn.ray.cluster import connect
 from tests.environments import Chain, RecordingBuffer, chain_steps
 from tests.test_data_path import ENVIRONMENTS, GAMMA, assert_rows_are_right, expected_starts, started
 
-ROOT = Path(__file__).parent.parent
 NUM_ENVS = 4
 
 
@@ -352,8 +351,7 @@ def test_however_a_run_is_ended_no_process_is_left(tmp_path, number, code):
     (tmp_path / "program.py").write_text(PROGRAM)
     mark = f"MARK_OF_{os.getpid()}_{number}=1"
     name, _, value = mark.partition("=")
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    variables = {**os.environ, name: value, "PYTHONPATH": path, "RAY_ADDRESS": ""}
+    variables = {**os.environ, name: value, "RAY_ADDRESS": ""}
     with (tmp_path / "output").open("w") as output:
         process = subprocess.Popen(
             [sys.executable, "program.py"],

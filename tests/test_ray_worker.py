@@ -16,7 +16,6 @@ def test_a_folder_that_other_machines_do_not_see_is_named_by_a_search_too(tmp_pa
 
 
 def test_a_worker_begins_where_the_command_was_started_without_arguments(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # and back again
     monkeypatch.setattr(sys, "argv", ["worker.py", "--node-ip-address=127.0.0.1"])
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.setattr(sys, "path", list(sys.path))

@@ -24,6 +24,12 @@ def test_the_first_block_is_two_commands_that_do_all_set_up():
     ]
 
 
+def test_gate_runs_the_two_commands_in_this_order():
+    gate = (ROOT / ".ci/run").read_text().replace(" -q", "")
+    first, second = blocks("bash")[0].splitlines()
+    assert gate.index(first) < gate.index(second)
+
+
 def test_the_python_use_is_six_lines_and_runs(tmp_path):
     program = blocks("python")[0]
     assert len([line for line in program.splitlines() if line]) == 5

@@ -26,9 +26,6 @@ FIT = [*SMALL, *QUIET, "--trainer.max_epochs=1", "--data.eval_episodes=3", "--vi
 RUNS = Path("runs/cartpole")
 
 
-pytestmark = pytest.mark.usefixtures("elsewhere")
-
-
 def an_agent(returns, **fields):
     returns = np.array(returns)
     return Evaluation("CartPole-v1", None, 1_000, 0, None, returns, 2 * returns)._replace(**fields)

@@ -21,8 +21,7 @@ def test_an_unknown_name_lists_the_shipped_ones():
         find_config("cartpool")
 
 
-def test_a_path_is_taken_before_a_shipped_name(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_a_path_is_taken_before_a_shipped_name(tmp_path):
     assert find_config("cartpole") == str(shipped_configs()["cartpole"])
     (tmp_path / "cartpole").write_text("{}")
     assert find_config("cartpole") == "cartpole"

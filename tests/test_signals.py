@@ -5,7 +5,6 @@ import subprocess
 import sys
 import threading
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,8 +16,6 @@ from lightning_dqn import ExperienceDataModule, GracefulInterrupt, MLPTorso
 from lightning_dqn.experience.snapshots import SnapshotKeeper
 from lightning_dqn.loggers import OneCurve, never_stop_training, read_rows
 from tests.environments import Chain
-
-ROOT = Path(__file__).parents[1]
 
 _RUN = """
 if __name__ == "__main__":
@@ -66,7 +63,6 @@ def running(folder, vectorization):
     """A run in a process and a process group of its own, as under a terminal, from its fourth batch on."""
     (folder / "run.py").write_text(_RUN)
     variables = {name: value for name, value in os.environ.items() if name != "PL_GLOBAL_SEED"}
-    variables["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     run = subprocess.Popen(
         [sys.executable, "run.py", vectorization],
         cwd=folder,

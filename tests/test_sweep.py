@@ -33,7 +33,7 @@ def written(name):
 
 
 @pytest.fixture
-def start_agent(elsewhere, monkeypatch):
+def start_agent(monkeypatch):
     """Starts an agent of the shipped sweep, with runs that are small, in the environment that the page gives it."""
     (variables,) = re.findall(r"^export (.+)\nwandb agent", PAGE.read_text(), re.MULTILINE)
     for name, value in (variable.split("=") for variable in variables.split()):

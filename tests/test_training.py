@@ -1,7 +1,5 @@
 """Whole runs of the shipped configurations, by their command."""
 
-import sys
-
 import pytest
 
 from lightning_dqn.cli import DQNCLI
@@ -9,13 +7,6 @@ from lightning_dqn.shipped import find_config
 from tests.presets import ALGORITHMS
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["lightning-dqn"])
-    monkeypatch.setenv("WANDB_MODE", "disabled")
 
 
 @pytest.mark.parametrize(

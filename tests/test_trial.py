@@ -14,7 +14,7 @@ ARGS = ["--config=cartpole", *SMALL, "--trainer.max_epochs=3"]
 
 
 @pytest.fixture(autouse=True)
-def _elsewhere(elsewhere, monkeypatch):
+def _no_deprecation_warnings(monkeypatch):
     monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
 

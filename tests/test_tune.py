@@ -28,7 +28,7 @@ SEARCHES = Path(find_config("cartpole", "search")).parent
 
 
 @pytest.fixture(autouse=True)
-def _elsewhere(elsewhere, monkeypatch):
+def _no_deprecation_warnings(monkeypatch):
     monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
 

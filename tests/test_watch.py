@@ -1,6 +1,5 @@
 import json
 import struct
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -29,8 +28,6 @@ FIT = [
 @pytest.fixture(autouse=True)
 def _logged_out(tmp_path, monkeypatch):
     """A machine on which nobody has logged in, with nobody at the keyboard."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["lightning-dqn"])
     for name in ("WANDB_MODE", "WANDB_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))

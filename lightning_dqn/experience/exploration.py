@@ -9,7 +9,7 @@ import copy
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,7 +75,7 @@ class Explorer(ABC):
             Action indices, ``[N]``.
         """
 
-    def share(self, index: int, count: int) -> Explorer:
+    def share(self, index: int, count: int) -> Self:
         """That of one of several processes which act side by side, each for as many environments.
 
         Args:
@@ -202,9 +202,9 @@ class EpsilonLadder(Explorer):
         self.alpha = alpha
         self._index, self._count = 0, 1
 
-    def share(self, index: int, count: int) -> EpsilonLadder:
+    def share(self, index: int, count: int) -> Self:
         """A part of the ladder; see :meth:`Explorer.share`."""
-        shared = EpsilonLadder(self.epsilon, self.alpha)
+        shared = super().share(index, count)
         shared._index, shared._count = index, count
         return shared
 

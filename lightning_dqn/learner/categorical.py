@@ -5,7 +5,8 @@ Shapes: ``B`` minibatch, ``F`` features, ``A`` actions, ``M`` atoms.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -35,21 +36,21 @@ class CategoricalReturn(ReturnDistribution):
         """The mean over the atoms."""
         return (self.log_probabilities.exp() * self.atoms).sum(dim=-1)
 
-    def at(self, action: Tensor) -> CategoricalReturn:
+    def at(self, action: Tensor) -> Self:
         """The atoms of one action per row, ``[B, M]``."""
         atoms = self.atoms if self.atoms.dim() == 1 else take_action(self.atoms, action)
-        return CategoricalReturn(take_action(self.log_probabilities, action), atoms)
+        return replace(self, log_probabilities=take_action(self.log_probabilities, action), atoms=atoms)
 
-    def backup(self, reward: Tensor, discount: Tensor) -> CategoricalReturn:
+    def backup(self, reward: Tensor, discount: Tensor) -> Self:
         """The same probabilities on atoms ``reward + discount * atom``, not yet projected."""
         atoms = self.atoms.expand_as(self.log_probabilities)
-        return CategoricalReturn(self.log_probabilities, bellman_backup(atoms, reward, discount))
+        return replace(self, atoms=bellman_backup(atoms, reward, discount))
 
-    def mixture(self, policy: Tensor, bonus: Tensor) -> CategoricalReturn:
+    def mixture(self, policy: Tensor, bonus: Tensor) -> Self:
         """The atoms of all actions side by side, ``[B, A * M]``, each with its action's probability and bonus."""
         log_probabilities = self.log_probabilities + policy.log().unsqueeze(-1)
-        atoms = self.atoms + bonus.unsqueeze(-1)
-        return CategoricalReturn(log_probabilities.flatten(1), atoms.expand_as(log_probabilities).flatten(1))
+        atoms = (self.atoms + bonus.unsqueeze(-1)).expand_as(log_probabilities)
+        return replace(self, log_probabilities=log_probabilities.flatten(1), atoms=atoms.flatten(1))
 
     def loss(self, target: ReturnDistribution) -> Tensor:
         """Cross-entropy under the target projected onto these atoms, ``[B]``."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import dataclass, replace
+from typing import Self, TypeVar
 
 from torch import Tensor
 
@@ -16,7 +16,12 @@ ElementwiseLoss = Callable[[Tensor, Tensor], Tensor]
 
 
 class ReturnDistribution(ABC):
-    """The return of every action (``[B, A]``), or, after :meth:`at`, of one action each (``[B]``)."""
+    """The return of every action (``[B, A]``), or, after :meth:`at`, of one action each (``[B]``).
+
+    The returns of this package are frozen dataclasses, and their methods build results with
+    :func:`dataclasses.replace`. A subclass of one of them keeps its type, its own loss and its own fields; its fields
+    are declared under ``@dataclass(frozen=True)``. A return of another form builds results of its own type itself.
+    """
 
     @property
     @abstractmethod
@@ -92,17 +97,17 @@ class ExpectedReturn(ReturnDistribution):
         """The values themselves."""
         return self.values
 
-    def at(self, action: Tensor) -> ExpectedReturn:
+    def at(self, action: Tensor) -> Self:
         """Values of one action per row, ``[B]``."""
-        return ExpectedReturn(take_action(self.values, action), self.error)
+        return replace(self, values=take_action(self.values, action))
 
-    def backup(self, reward: Tensor, discount: Tensor) -> ExpectedReturn:
+    def backup(self, reward: Tensor, discount: Tensor) -> Self:
         """``reward + discount * value``, ``[B]``."""
-        return ExpectedReturn(bellman_backup(self.values, reward, discount), self.error)
+        return replace(self, values=bellman_backup(self.values, reward, discount))
 
-    def mixture(self, policy: Tensor, bonus: Tensor) -> ExpectedReturn:
+    def mixture(self, policy: Tensor, bonus: Tensor) -> Self:
         """The policy's mean of the values, ``[B]``."""
-        return ExpectedReturn((policy * (self.values + bonus)).sum(dim=1), self.error)
+        return replace(self, values=(policy * (self.values + bonus)).sum(dim=1))
 
     def loss(self, target: ReturnDistribution) -> Tensor:
         """The elementwise loss between the two means, ``[B]``."""

@@ -6,8 +6,9 @@ Shapes: ``B`` minibatch, ``F`` features, ``A`` actions, ``M`` quantiles of a hea
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -42,21 +43,21 @@ class QuantileReturn(ReturnDistribution):
         """The mean of the quantiles."""
         return self.quantiles.mean(dim=-1)
 
-    def at(self, action: Tensor) -> QuantileReturn:
+    def at(self, action: Tensor) -> Self:
         """The quantiles of one action per row, ``[B, M]``."""
-        return QuantileReturn(take_action(self.quantiles, action), self.taus, self.kappa)
+        return replace(self, quantiles=take_action(self.quantiles, action))
 
-    def backup(self, reward: Tensor, discount: Tensor) -> QuantileReturn:
+    def backup(self, reward: Tensor, discount: Tensor) -> Self:
         """``reward + discount * quantile``."""
-        return QuantileReturn(bellman_backup(self.quantiles, reward, discount), self.taus, self.kappa)
+        return replace(self, quantiles=bellman_backup(self.quantiles, reward, discount))
 
-    def mixture(self, policy: Tensor, bonus: Tensor) -> QuantileReturn:
+    def mixture(self, policy: Tensor, bonus: Tensor) -> Self:
         """The policy's mean of the quantiles of each fraction, ``[B, M]``.
 
         As in "Munchausen Reinforcement Learning" (Vieillard, Pietquin and Geist 2020), appendix B.1, "M-IQN".
         """
         mixed = (policy.unsqueeze(-1) * (self.quantiles + bonus.unsqueeze(-1))).sum(dim=1)
-        return QuantileReturn(mixed, self.taus, self.kappa)
+        return replace(self, quantiles=mixed)
 
     def loss(self, target: ReturnDistribution) -> Tensor:
         """Quantile Huber error between these quantiles and all of the target's, ``[B]``."""
@@ -68,7 +69,8 @@ class ImplicitQuantileReturn(ReturnDistribution):
     """The return as a quantile function, evaluated at random fractions and only where it is asked.
 
     What is asked decides how many fractions: :attr:`q_values` takes those of a policy, :meth:`loss` those of a
-    prediction, :meth:`backup` and :meth:`mixture` those of a target. Every draw is independent.
+    prediction, :meth:`backup` and :meth:`mixture` those of a target. Every draw is independent; after :meth:`at`, each
+    number of fractions is drawn once, so that the mean of a prediction costs no second forward.
 
     Attributes:
         draw: Evaluates the quantile functions of all actions at a number of fractions.
@@ -92,10 +94,10 @@ class ImplicitQuantileReturn(ReturnDistribution):
         """The ``N`` quantiles that the loss is about, drawn once."""
         return self.draw(self.num_samples)
 
-    def at(self, action: Tensor) -> ImplicitQuantileReturn:
-        """The quantile function of one action per row."""
-        sizes = self.num_samples, self.num_target_samples, self.num_policy_samples
-        return _OneAction(lambda number: self.draw(number).at(action), *sizes)
+    def at(self, action: Tensor) -> Self:
+        """The quantile function of one action per row, whose mean is that of the prediction."""
+        draw = cache(lambda number: self.draw(number).at(action))
+        return replace(self, draw=draw, num_policy_samples=self.num_samples)
 
     def backup(self, reward: Tensor, discount: Tensor) -> QuantileReturn:
         """``reward + discount * quantile`` at ``N'`` fractions."""
@@ -108,13 +110,6 @@ class ImplicitQuantileReturn(ReturnDistribution):
     def loss(self, target: ReturnDistribution) -> Tensor:
         """Quantile Huber error of ``N`` quantiles against the ``N'`` of the target, ``[B]``."""
         return self.prediction.loss(target)
-
-
-class _OneAction(ImplicitQuantileReturn):
-    @property
-    def q_values(self) -> Tensor:
-        """The mean of the prediction: another draw would cost another forward."""
-        return self.prediction.q_values
 
 
 class QuantileHead(Head):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import torch
@@ -118,7 +119,8 @@ def check_that_they_fit(head: nn.Module, num_features: int, num_actions: int, ru
         rule: What the head is to be regressed on.
 
     Raises:
-        ValueError: If the rule asks of the returns what they cannot do, or the loss is not one number per transition.
+        ValueError: If the rule asks of the returns what they cannot do, a method of the returns loses their class, or
+            the loss is not one number per transition.
     """
     head = copy.deepcopy(head)  # layers such as batch norm remember what they have seen
     features, ones = torch.zeros(2, num_features), torch.ones(2)
@@ -136,9 +138,43 @@ def check_that_they_fit(head: nn.Module, num_features: int, num_actions: int, ru
             raise ValueError(
                 f"model.head: q_values are {tuple(returns.q_values.shape)} for 2 states, {num_actions} actions"
             )
-        try:
-            loss = returns.at(transition.action).loss(rule(transition, head, head))
-        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
-            raise ValueError(f"{who}: {error}") from error
+        with _as_one_line(who):
+            results = _results(returns, transition)
+        for method, result in results.items():
+            _check_kind(returns, method, result)
+        with _as_one_line(who):
+            loss = results["at"].loss(rule(transition, head, head))
     if loss.shape != (2,):
         raise ValueError(f"{who}: the loss of 2 transitions has shape {tuple(loss.shape)}, not (2,)")
+
+
+_MISFITS = AttributeError, IndexError, RuntimeError, TypeError, ValueError
+
+
+@contextmanager
+def _as_one_line(who: str) -> Iterator[None]:
+    try:
+        yield
+    except _MISFITS as error:
+        raise ValueError(f"{who}: {error}") from error
+
+
+def _results(returns: ReturnDistribution, transition: Transition[Tensor]) -> dict[str, ReturnDistribution]:
+    """Return the result of every method that builds a return, by the name of the method."""
+    chosen = returns.at(transition.action)
+    results = {"at": chosen, "backup": chosen.backup(transition.reward, transition.discount)}
+    # not every return has a mixture, and a rule that needs one reports what is wrong with it
+    with suppress(*_MISFITS):
+        policy = torch.softmax(returns.q_values, dim=1)
+        results["mixture"] = returns.mixture(policy, torch.zeros_like(policy))
+    return results
+
+
+def _check_kind(returns: ReturnDistribution, method: str, result: ReturnDistribution) -> None:
+    """Refuse a result of a parent class, because the loss of the parent would be trained without a word."""
+    own, got = type(returns), type(result)
+    if got is not own and issubclass(own, got):
+        raise ValueError(
+            f"model.head: {own.__name__}.{method} must return its own type (got its parent {got.__name__}, whose "
+            "methods would replace its own). Build the result with dataclasses.replace(self, ...)."
+        )

@@ -4,7 +4,6 @@ import contextlib
 import io
 import math
 import re
-import sys
 import warnings
 from pathlib import Path
 
@@ -210,12 +209,10 @@ def configurations(rng, count, folder):
 
 
 @pytest.fixture
-def _quiet(tmp_path, monkeypatch):
+def _quiet(monkeypatch):
     def starts(self, action):
         raise Started
 
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["lightning-dqn"])
     monkeypatch.setattr(SeededEnvs, "step", starts)
 
 

@@ -1,13 +1,11 @@
 """``kill -9`` at random moments of a run, again and again: what gets through is the run that was never killed."""
 
 import multiprocessing
-import os
 import signal
 import subprocess
 import sys
 import time
 from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -33,8 +31,7 @@ class FromTheCommandLine:
     """A run as a user starts it, with the methods of a process of ``multiprocessing``."""
 
     def __init__(self, args):
-        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-        self.process = subprocess.Popen([sys.executable, "-m", "lightning_dqn", *args], env=environment)
+        self.process = subprocess.Popen([sys.executable, "-m", "lightning_dqn", *args])
         self.kill = self.process.kill
 
     @property
@@ -109,13 +106,6 @@ def check(start, algorithm, num_envs, folder, count, epochs=12, more=()):
         f"\n{algorithm}: {kills} kills, {with_checkpoint} of them with a checkpoint to go on from; {runs} of {runs} "
         f"runs ended with the same state and the same {len(expected[1])} rows"
     )
-
-
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["lightning-dqn"])
-    monkeypatch.setenv("WANDB_MODE", "disabled")
 
 
 # each process with a folder of its own, as by default, or all with the same

@@ -124,13 +124,6 @@ def check(algorithm, num_envs, folder, before, after, more=(), go_on=fit):
     return len(expected)
 
 
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["lightning-dqn"])
-    monkeypatch.setenv("WANDB_MODE", "disabled")
-
-
 @pytest.mark.parametrize(
     ("algorithm", "num_envs", "more"),
     [
@@ -174,8 +167,7 @@ def tally():
     ("algorithm", "num_envs", "more"),
     [*[(algorithm, n, ()) for algorithm in ALGORITHMS for n in (1, 4) for _ in range(2)], *OTHERS],
 )
-def test_so_it_is_in_a_new_process_at_any_moment(tmp_path, monkeypatch, tally, algorithm, num_envs, more):
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+def test_so_it_is_in_a_new_process_at_any_moment(tmp_path, tally, algorithm, num_envs, more):
     before = int(np.random.default_rng().integers(1, 6))
     logged = check(algorithm, num_envs, tmp_path, before, 2, more, in_a_process)
     print(f"\n{algorithm}, {num_envs} environments, {before} + 2 epochs: the same, {logged} rows")

@@ -17,14 +17,6 @@ CASES = [(algorithm, num_envs) for algorithm in ALGORITHMS for num_envs in (1, 4
 EPOCHS = 3
 
 
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["lightning-dqn"])
-    monkeypatch.setenv("WANDB_MODE", "disabled")
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
-
-
 def hashes(train, algorithm, num_envs, folder, epochs):
     """Hashes of weights, target, optimizer, replay, generators and all else that a run leaves, and its rows."""
     return train(arguments(algorithm, num_envs, folder, epochs)) | {"rows": digest(rows(folder, epochs))}
@@ -57,7 +49,7 @@ def processes(tmp_path_factory):
             text=True,
             check=False,
             cwd=folder,
-            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "WANDB_MODE": "disabled"},
+            env=os.environ | {"WANDB_MODE": "disabled"},
         )
         assert ended.returncode == 0, ended.stderr[-3000:]
         found.append(json.loads(ended.stdout.splitlines()[-1]))

@@ -2,7 +2,6 @@
 
 import functools
 import signal
-import sys
 import time
 
 import numpy as np
@@ -17,10 +16,7 @@ ITERATIONS = 6  # of an epoch of 96 steps, 16 at a time
 
 
 @pytest.fixture(autouse=True)
-def _elsewhere(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["lightning-dqn"])
-    monkeypatch.setenv("WANDB_MODE", "disabled")
+def _handler_left_as_it_was():
     before = signal.getsignal(signal.SIGUSR1)
     yield
     signal.signal(signal.SIGUSR1, before)

@@ -1,7 +1,6 @@
 """A job of SLURM that is put back into the queue: saved, asked for once, and gone on with as if nothing had been."""
 
 import signal
-import sys
 
 import numpy as np
 import pytest
@@ -21,9 +20,6 @@ def _job(tmp_path, monkeypatch):
     # SLURM sends SIGTERM to the processes of a job that is requeued, and a while later SIGKILL
     scontrol.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\nkill -TERM $PPID\n')
     scontrol.chmod(0o755)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["lightning-dqn"])
-    monkeypatch.setenv("WANDB_MODE", "disabled")
     monkeypatch.setenv("PATH", str(tools), prepend=":")
     one = {"NTASKS": "1", "JOB_ID": "4711", "JOB_NAME": "train", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}
     for name, value in one.items():

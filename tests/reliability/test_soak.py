@@ -2,7 +2,6 @@
 
 import ctypes
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -43,15 +42,12 @@ def slope_of(steps, memory, lowest_of):
     return float(np.polyfit(steps[:whole:lowest_of] / 1e5, lowest / MIB, 1)[0])
 
 
-def soak(tmp_path, monkeypatch, every, full, args, lowest_of=1):
+def soak(every, full, args, lowest_of=1):
     """Runs a configuration; returns the slope and the growth of memory, in MiB, after ``full`` steps.
 
     The slope is for 100,000 steps, see :func:`slope_of`; the growth from the median of the first third to that of the
     last.
     """
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["lightning-dqn"])
-    monkeypatch.setenv("WANDB_MODE", "disabled")
     Watch.seen = []
     watch = f"{{class_path: {__name__}.Watch, init_args: {{every: {every}}}}}"
     cli = DQNCLI(["fit", *args, f"--trainer.callbacks=[{watch}]", "--trainer.enable_progress_bar=false"])
@@ -69,13 +65,13 @@ def soak(tmp_path, monkeypatch, every, full, args, lowest_of=1):
     return cli, slope, growth
 
 
-def test_cartpole_does_not_grow(tmp_path, monkeypatch):
+def test_cartpole_does_not_grow():
     more = ["--data.buffer.capacity=10_000", "--trainer.max_epochs=120", "--trainer.check_val_every_n_epoch=20"]
-    _, slope, _ = soak(tmp_path, monkeypatch, 5_000, 60_000, ["--config=cartpole", "--config=per", *more])
+    _, slope, _ = soak(5_000, 60_000, ["--config=cartpole", "--config=per", *more])
     assert slope < 1
 
 
-def test_pong_does_not_grow(tmp_path, monkeypatch):
+def test_pong_does_not_grow():
     # one small update for 64 steps, so that there is time for as many steps as a slope needs
     more = [
         "--seed_everything=0",
@@ -94,13 +90,13 @@ def test_pong_does_not_grow(tmp_path, monkeypatch):
     ]
     # from after five validations with a checkpoint each, for which much is loaded and made that stays; of ten moments
     # the lowest, as the thread that writes the replay holds 8 MiB of it, or 16, while it does
-    cli, slope, _ = soak(tmp_path, monkeypatch, 640, 60_000, ["--config=atari", *more], lowest_of=10)
+    cli, slope, _ = soak(640, 60_000, ["--config=atari", *more], lowest_of=10)
     assert cli.datamodule.env_steps > 200_000
     assert len(cli.datamodule.buffer) == 4_000
     assert slope < 1
 
 
-def test_pong_on_a_cpu_with_checkpoint_and_resume(tmp_path, monkeypatch):
+def test_pong_on_a_cpu_with_checkpoint_and_resume():
     more = [
         "--seed_everything=0",
         "--data.buffer.capacity=4_000",
@@ -110,13 +106,13 @@ def test_pong_on_a_cpu_with_checkpoint_and_resume(tmp_path, monkeypatch):
         "--data.max_eval_steps=500",
     ]
     args = ["--config=atari", *more]
-    cli, _, growth = soak(tmp_path, monkeypatch, 500, 10_000, [*args, "--trainer.max_epochs=6"])
+    cli, _, growth = soak(500, 10_000, [*args, "--trainer.max_epochs=6"])
     assert cli.datamodule.env_steps == 1_000 + 6 * 3_168
     assert growth < 10  # from one moment to the next it differs by as much
     path = Path("runs/atari/version_0/checkpoints/latest.ckpt")
     assert path.is_file()
     assert path.stat().st_size < 60 * MIB
     assert Image.open("runs/atari/version_0/episode.gif").n_frames > 10
-    resumed, *_ = soak(tmp_path, monkeypatch, 500, 0, [*args, "--trainer.max_epochs=7", f"--ckpt_path={path}"])
+    resumed, *_ = soak(500, 0, [*args, "--trainer.max_epochs=7", f"--ckpt_path={path}"])
     assert resumed.datamodule.env_steps == 1_000 + 7 * 3_168
     assert Watch.seen[0][0] >= 1_000 + 6 * 3_168
