@@ -29,7 +29,8 @@ def test_links_lead_somewhere(page):
 
 
 @pytest.mark.parametrize("page", ["comparing", "scaling", "search", "shipping"])
-def test_commands_are_there_and_so_are_the_files_that_they_name(page):
+def test_commands_are_there_and_so_are_the_files_that_they_name(page, monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[1])  # the pages name files of the repository
     lines = re.findall(r"lightning-dqn (.*)", "".join(re.findall(r"```bash\n(.*?)```", PAGES[page], re.DOTALL)))
     assert lines
     for line in lines:
