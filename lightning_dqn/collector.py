@@ -185,7 +185,6 @@ class ExperienceCollector(Callback):
             self._take(data, action, action_mask, step.result)
         self._act(trainer, pl_module, data)
         if trainer._logger_connector.should_update_logs:
-            self._log_clock(trainer, pl_module)
             self._log(data, pl_module, time.monotonic())
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -389,6 +388,8 @@ class ExperienceCollector(Callback):
 
     def _log(self, data: ExperienceDataModule, pl_module: LightningModule, now: float, logger: bool = True) -> None:
         log = partial(_log_exactly, pl_module, logger=logger)
+        if logger:  # validations and ends of epochs log the clock themselves
+            self._log_clock(pl_module.trainer, pl_module)
         returns, lengths = np.array(self._recent or [(0.0, 0)], np.float64).sum(axis=0)
         own = data.env_steps / data.world_size, len(self._recent), returns, lengths
         env_steps, episodes, returns, lengths = over_ranks(pl_module.trainer, own, "sum")
