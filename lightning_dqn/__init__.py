@@ -3,6 +3,7 @@
 from lightning_dqn.charts import WandbCharts as WandbCharts
 from lightning_dqn.collector import ExperienceCollector as ExperienceCollector
 from lightning_dqn.curves import LearningCurve as LearningCurve
+from lightning_dqn.epoch_checkpoint import EpochCheckpoint as EpochCheckpoint
 from lightning_dqn.experience.atari import AtariEnvs as AtariEnvs
 from lightning_dqn.experience.atari import make_atari as make_atari
 from lightning_dqn.experience.atari_scores import ReferenceScores as ReferenceScores

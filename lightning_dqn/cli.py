@@ -19,6 +19,7 @@ from lightning_dqn.ckpt_path import resolve_ckpt_path
 from lightning_dqn.collector import ExperienceCollector
 from lightning_dqn.complaints import in_one_line, what_is_wrong
 from lightning_dqn.curves import LearningCurve
+from lightning_dqn.epoch_checkpoint import EpochCheckpoint
 from lightning_dqn.experience.datamodule import ExperienceDataModule
 from lightning_dqn.hparams import nulls
 from lightning_dqn.learner.module import DQNLightningModule
@@ -34,9 +35,10 @@ from lightning_dqn.watch import ProgressBar, WandbLogger
 _INTERRUPTED = 130
 _APPS = {"test": "report", "compare": "compare", "tune": "tune", "export": "export", "card": "card"}
 _PICTURES = {"video": EpisodeVideo, "curve": LearningCurve}
-_CHECKPOINTS: dict[str, dict[str, Any]] = {
-    "checkpoint_best": {"filename": "best", "monitor": "val/return", "mode": "max", "save_weights_only": True},
-    "checkpoint_latest": {"filename": "latest", "every_n_epochs": 1},
+_BEST = {"filename": "best", "monitor": "val/return", "mode": "max", "save_weights_only": True}
+_CHECKPOINTS: dict[str, tuple[type[ModelCheckpoint], dict[str, Any]]] = {
+    "checkpoint_best": (ModelCheckpoint, _BEST),
+    "checkpoint_latest": (EpochCheckpoint, {"filename": "latest", "every_n_epochs": 1}),
 }
 
 
@@ -103,9 +105,9 @@ class DQNCLI(LightningCLI):
         parser.link_arguments("data.observation_shape", "model.observation_shape", apply_on="instantiate")
         parser.link_arguments("data.num_actions", "model.num_actions", apply_on="instantiate")
         parser.add_lightning_class_args(self.collector, "collect")
-        for key, values in _CHECKPOINTS.items():
-            parser.add_lightning_class_args(ModelCheckpoint, key)
-            # at validation end: the one moment at which every kind of resume is exact
+        for key, (saver, values) in _CHECKPOINTS.items():
+            parser.add_lightning_class_args(saver, key)
+            # after every validation, also those within an epoch
             common = {"save_on_train_epoch_end": False, "enable_version_counter": False}
             parser.set_defaults({f"{key}.{name}": value for name, value in (values | common).items()})
         for key, kind in _PICTURES.items():
@@ -175,6 +177,7 @@ class DQNCLI(LightningCLI):
     def after_fit(self) -> None:
         """Says the score and where the files are."""
         self._say_what_is_where("val/return", self.model.validation_metrics.episodes)
+        self._report_missing_checkpoints()
         if is_interrupted(self.trainer):
             sys.exit(exit_code(self.trainer, _INTERRUPTED))
 
@@ -210,6 +213,14 @@ class DQNCLI(LightningCLI):
         if self.trainer.is_global_zero:
             for episode in (episode for share in shares for episode in share):
                 print("seed {seed}: return {return:.1f} in {length} steps".format(**episode))
+
+    def _report_missing_checkpoints(self) -> None:
+        """Print which checkpoints wait for a metric that this run has not logged, as where no validation ran."""
+        for saver in self.trainer.checkpoint_callbacks:
+            monitor = getattr(saver, "monitor", None)
+            if monitor is not None and monitor not in self.trainer.callback_metrics and self.trainer.is_global_zero:
+                name = getattr(saver, "filename", None) or "checkpoint"
+                print(f"no {name}.ckpt: it needs {monitor}, and no validation of this run has logged {monitor}")
 
     def _say_what_is_where(self, metric: str, episodes: int) -> None:
         trainer = self.trainer

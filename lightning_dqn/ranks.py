@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 
 def over_ranks(trainer: Trainer, values: Sequence[float], how: Literal["sum", "max"]) -> list[float]:
@@ -48,6 +50,17 @@ def of_first_rank(trainer: Trainer, value: Any) -> Any:
         value: Of this rank.
     """
     return value if trainer.world_size == 1 else trainer.strategy.broadcast(value)
+
+
+def end_other_ranks(trainer: Trainer) -> None:
+    """End the ranks that Lightning's launcher has started, where nothing else tells them that rank 0 ends.
+
+    Args:
+        trainer: The Trainer of rank 0.
+    """
+    launcher = trainer.strategy.launcher
+    if isinstance(launcher, _SubprocessScriptLauncher):
+        launcher.kill(signal.SIGTERM)
 
 
 def exit_code(trainer: Trainer, code: int) -> int:

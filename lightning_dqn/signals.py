@@ -13,12 +13,11 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.environments import SLURMEnvironment
-from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lightning_dqn.checkpoint_io import full_checkpoint
-from lightning_dqn.ranks import exit_code, over_ranks
+from lightning_dqn.ranks import end_other_ranks, exit_code, over_ranks
 
 _LOOK_EVERY = 0.5  # seconds between two moments at which ranks agree whether to stop
 
@@ -253,9 +252,7 @@ def _requeue_signal(trainer: Trainer) -> signal.Signals | None:
 
 def _leave(trainer: Trainer, signum: int, frame: FrameType | None) -> None:
     rank_zero_info(f"\nStopped by {signal.Signals(signum).name} before the first update: nothing was saved.")
-    launcher = trainer.strategy.launcher
-    if isinstance(launcher, _SubprocessScriptLauncher):  # nobody else tells the ranks that it has started
-        launcher.kill(signal.SIGTERM)
+    end_other_ranks(trainer)
     sys.exit(exit_code(trainer, 128 + signum))
 
 

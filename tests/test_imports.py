@@ -48,6 +48,8 @@ MAY_IMPORT = {
     "rewind": {"stepping"},
     "faults": set(),
     "signals": {"checkpoint_io", "ranks"},
+    "epoch_checkpoint": {"signals"},
+    "run_folder": {"checkpoint_file", "ranks"},
     "threads": set(),
     "watch": set(),
     "forgiving": set(),
@@ -161,6 +163,7 @@ MAY_IMPORT = {
         "complaints",
         "curves",
         "datamodule",
+        "epoch_checkpoint",
         "hparams",
         "loggers",
         "module",
@@ -220,7 +223,7 @@ MAY_IMPORT = {
     },
 }
 AT_RUN_TIME = {
-    "module": {"collector", "signals"},
+    "module": {"collector", "run_folder", "signals"},
     "cli": {"apps", "command", "report"},
     "tune": {"study"},
     "ray_cli": {"ray", "ray_collector", "ray_head", "ray_search", "tune"},

@@ -1,10 +1,12 @@
+import signal
 from types import SimpleNamespace
 
 import pytest
 import torch
 from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
-from lightning_dqn.ranks import exit_code, of_all_ranks, of_first_rank, over_ranks
+from lightning_dqn.ranks import end_other_ranks, exit_code, of_all_ranks, of_first_rank, over_ranks
 
 ALONE = SimpleNamespace(world_size=1)
 
@@ -41,3 +43,13 @@ def test_values_go_out_in_one_message_and_exactly(how):
 def test_only_a_rank_that_lightning_started_hides_its_exit_code(environment, local_rank, code):
     connector = SimpleNamespace(cluster_environment=environment.__new__(environment))
     assert exit_code(SimpleNamespace(_accelerator_connector=connector, local_rank=local_rank), 143) == code
+
+
+@pytest.mark.parametrize("launched", [True, False])
+def test_end_other_ranks_ends_only_those_that_lightning_started(launched):
+    sent = []
+    launcher = _SubprocessScriptLauncher(LightningEnvironment(), num_processes=2, num_nodes=1) if launched else None
+    if launcher is not None:
+        launcher.procs = [SimpleNamespace(pid=1, send_signal=sent.append)]
+    end_other_ranks(SimpleNamespace(strategy=SimpleNamespace(launcher=launcher)))
+    assert sent == [signal.SIGTERM] * launched

@@ -22,7 +22,7 @@ _CALLBACKS, _DEVICES = "trainer.callbacks", "trainer.devices"
 _WATCHERS = {
     *("ProgressBar", "TQDMProgressBar", "RichProgressBar", "ModelSummary", "RichModelSummary"),
     *("DeviceStatsMonitor", "LearningRateMonitor", "ThroughputMonitor", "ModelCheckpoint", "OnExceptionCheckpoint"),
-    *("EpisodeVideo", "LearningCurve", "WandbCharts"),
+    *("EpisodeVideo", "LearningCurve", "WandbCharts", "EpochCheckpoint"),
 }
 _KWARGS, _WRAPPERS = "data.env_kwargs", "data.wrappers"
 _PLAYED = ("data.env_id", _KWARGS, _WRAPPERS)

@@ -278,14 +278,22 @@ class DQNLightningModule(LightningModule):
         return self.trainer.ckpt_path is None and self.trainer.global_step > 0
 
     def configure_callbacks(self) -> list[Callback]:
-        """The collector, and a Ctrl-C that saves: whichever of the two the Trainer was not given."""
+        """Return the collector, the handler of signals and the claim on the run's folders, where the Trainer has none.
+
+        Raises:
+            ValueError: If another run is in a folder of this one; names the field.
+        """
         # the learner side knows no data side until it runs
         from lightning_dqn.collector import ExperienceCollector
+        from lightning_dqn.run_folder import RunFolders
         from lightning_dqn.signals import GracefulInterrupt
 
         given: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
-        wanted = (ExperienceCollector, GracefulInterrupt)
-        return [kind() for kind in wanted if not any(isinstance(callback, kind) for callback in given)]
+        wanted = (ExperienceCollector, GracefulInterrupt, RunFolders)
+        added: list[Callback] = [kind() for kind in wanted if not any(isinstance(callback, kind) for callback in given)]
+        # Lightning's first hook of a run: later ones come after its loggers have chosen their folders
+        next(callback for callback in [*given, *added] if isinstance(callback, RunFolders)).claim(self.trainer)
+        return added
 
     def setup(self, stage: str) -> None:
         """Refuses Trainer settings under which the updates would not be what they seem; gives ranks noise of their own.

@@ -1,5 +1,6 @@
 """Who sends the process a signal: a callback and an environment, for runs from the command line."""
 
+import shutil
 import signal
 import time
 
@@ -19,6 +20,17 @@ class Raise(Callback):
         if trainer.global_step == self.iteration and pl_module._iteration.update == 0:
             Raise.raised = time.time()
             signal.raise_signal(signal.Signals[self.name])
+
+
+class CopyFolder(Callback):
+    """Copies a folder when an epoch starts, so that what the epoch before has saved is kept."""
+
+    def __init__(self, epoch: int, source: str, target: str) -> None:
+        self.epoch, self.source, self.target = epoch, source, target
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        if trainer.current_epoch == self.epoch:
+            shutil.copytree(self.source, self.target)
 
 
 class RaiseInStep(gym.Wrapper):

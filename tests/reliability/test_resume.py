@@ -138,6 +138,35 @@ def test_a_resumed_run_is_the_run_that_was_not_interrupted(tmp_path, algorithm, 
     check(algorithm, num_envs, tmp_path, 2, 2, more)
 
 
+@pytest.mark.parametrize(
+    ("algorithm", "epoch", "validation"),
+    [
+        ("double_dqn", 2, "--trainer.limit_val_batches=0"),
+        ("rainbow", 2, "--trainer.check_val_every_n_epoch=3"),
+        *(
+            pytest.param("rainbow", *case, marks=pytest.mark.slow)
+            for case in (
+                (1, "--trainer.limit_val_batches=0"),
+                (1, "--trainer.check_val_every_n_epoch=2"),
+                (2, "--trainer.check_val_every_n_epoch=2"),
+                (3, "--trainer.check_val_every_n_epoch=3"),
+                (2, "--trainer.val_check_interval=0.5"),
+                (2, "--trainer.val_check_interval=4"),  # of 6 iterations: the epoch ends without a validation
+            )
+        ),
+    ],
+)
+def test_resume_from_an_epoch_end_without_validation_is_exact(tmp_path, algorithm, epoch, validation):
+    whole, copy = tmp_path / "whole", tmp_path / "copy"
+    arguments_of_copy = json.dumps({"epoch": epoch, "source": f"{whole}/latest", "target": str(copy)})
+    kind = "tests.reliability.interrupting.CopyFolder"
+    copying = f"--trainer.callbacks=[{{class_path: {kind}, init_args: {arguments_of_copy}}}]"
+    expected = fit(arguments(algorithm, 4, whole, 4, [validation, copying]))
+    resumed = fit([*arguments(algorithm, 4, tmp_path / "rest", 4, [validation]), f"--ckpt_path={copy}/latest.ckpt"])
+    assert resumed == expected
+    assert rows(tmp_path / "rest", 4) == [row for row in rows(whole, 4) if int(float(row["epoch"])) >= epoch]
+
+
 # all at once that the optimizer, its schedule and the precision can add to a state, and the compiled update
 OTHERS = [
     (

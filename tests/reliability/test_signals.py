@@ -36,10 +36,10 @@ def check(folder, algorithm, num_envs, iteration, name, whole=None, more=()):
         Seconds from the signal until the run had ended.
     """
     if whole is None:
-        whole = fit(arguments(algorithm, num_envs, folder / "whole", 4)), rows(folder / "whole", 4)
+        whole = fit(arguments(algorithm, num_envs, folder / "whole", 4, more)), rows(folder / "whole", 4)
     code = {"SIGTERM": 128 + signal.SIGTERM, "SIGINT": 130}[name]
     with pytest.raises(SystemExit) as ended:
-        DQNCLI(arguments(algorithm, num_envs, folder / "first", 4, [raising(iteration, name), *more]))
+        DQNCLI(arguments(algorithm, num_envs, folder / "first", 4, [*more, raising(iteration, name)]))
     took = time.time() - Raise.raised
     assert ended.value.code == code
     path = f"--ckpt_path={folder / 'first' / 'latest' / 'latest.ckpt'}"
@@ -80,6 +80,12 @@ def check_saving(folder, algorithm, num_envs, iteration, whole):
 )
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path, iteration, name):
     check(tmp_path, "noisy", 3, iteration, name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("iteration", [2, 5, 12])
+def test_stopped_run_without_validation_resumes_exactly(tmp_path, iteration):
+    check(tmp_path, "noisy", 3, iteration, "SIGTERM", more=["--trainer.limit_val_batches=0"])
 
 
 @pytest.fixture(scope="module")
