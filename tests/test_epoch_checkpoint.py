@@ -86,7 +86,6 @@ def test_default_checkpoint_of_a_plain_trainer_saves_without_validation(make_tra
     assert saves == [(epoch, False) for epoch in range(4)]
 
 
-@pytest.mark.usefixtures("elsewhere")
 def test_fit_without_validation_keeps_latest_and_reports_that_best_is_missing(capsys):
     main(["fit", "--config=cartpole", *SMALL, *QUIET, NEVER, "--video=null"])
     said = capsys.readouterr().out
@@ -96,13 +95,11 @@ def test_fit_without_validation_keeps_latest_and_reports_that_best_is_missing(ca
     assert not (RUN / "best.ckpt").exists()
 
 
-@pytest.mark.usefixtures("elsewhere")
 def test_fit_with_validation_reports_no_missing_checkpoint(capsys):
     main(["fit", "--config=cartpole", *SMALL, *QUIET, "--video=null"])
     assert "no best.ckpt" not in capsys.readouterr().out
 
 
-@pytest.mark.usefixtures("elsewhere")
 @pytest.mark.parametrize("more", ["--trainer.fast_dev_run=true", "--trainer.enable_checkpointing=false"])
 def test_fit_without_checkpoints_reports_no_missing_checkpoint(capsys, more):
     main(["fit", "--config=cartpole", *SMALL, *QUIET, NEVER, "--video=null", more])

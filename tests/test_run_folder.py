@@ -180,7 +180,6 @@ def test_plain_trainer_with_a_given_folder_in_use_is_refused_and_keeps_its_metri
     assert metrics.read_text() == "step\n1\n"
 
 
-@pytest.mark.usefixtures("elsewhere")
 @pytest.mark.parametrize("command", ["fit", "validate"])
 def test_command_with_a_given_folder_in_use_is_refused_in_one_line(command):
     folder = Path("runs/cartpole/version_0")
