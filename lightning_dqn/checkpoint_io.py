@@ -53,6 +53,8 @@ class CrashSafeCheckpointIO(TorchCheckpointIO):
         self._written = written
         self._rejected: set[str] = set()  # of checkpoints that were not loaded, and must not become the one before
         self._failed: Path | None = None
+        self._addresses: set[str] = set()  # that this run has saved to
+        self._folders: set[Path] = set()
         self._in_place_of: dict[Path, list[Path]] = {}
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
@@ -65,6 +67,7 @@ class CrashSafeCheckpointIO(TorchCheckpointIO):
         """
         if storage_options is not None or is_address(path):
             super().save_checkpoint(checkpoint, path, storage_options)
+            self._addresses.add(str(path))
             return
         place = Path(path)
         try:
@@ -111,11 +114,18 @@ class CrashSafeCheckpointIO(TorchCheckpointIO):
         return self._instead(place, *second_best, problems)
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        """Removes a checkpoint with all that belongs to it, unless what was to replace it could not be saved."""
+        """Remove a checkpoint with its checksums and its replay, unless its successor could not be saved.
+
+        The callback that asks takes the path from the checkpoint that the run resumed. So only a checkpoint that the
+        package saved, in a folder that this run saves into, is ever removed.
+        """
         if is_address(path):
-            super().remove_checkpoint(path)
+            if str(path) in self._addresses:
+                super().remove_checkpoint(path)
             return
         place = Path(path)
+        if place.is_symlink() or place.resolve().parent not in self._folders:
+            return
         if self._failed is not None:
             self._in_place_of.setdefault(self._failed, []).append(place)
             return
@@ -134,6 +144,7 @@ class CrashSafeCheckpointIO(TorchCheckpointIO):
 
     def _write(self, checkpoint: dict[str, Any], place: Path) -> None:
         place.parent.mkdir(parents=True, exist_ok=True)
+        self._folders.add(place.parent.resolve())
         clean_leftovers(place.parent)
         check_space(place.parent, _num_bytes(checkpoint))
         with NewFile(place) as file:
@@ -279,8 +290,11 @@ def _full_savers(trainer: Trainer) -> list[ModelCheckpoint]:
 def _files_of(place: Path) -> list[Path]:
     """Return a checkpoint and what its saves left beside it: a file that the checksums do not know is not included."""
     known, previous = known_checksums(place), previous_of(place)
-    if known is None:
-        return [place]
+    try:
+        if known is None or digest(place) not in known:
+            return []
+    except OSError:
+        return []
     with contextlib.suppress(OSError):
         if digest(previous) in known:
             return [place, previous, checksums_of(place)]

@@ -28,7 +28,7 @@ from lightning_dqn.loggers import OneCurve, never_stop_training
 from lightning_dqn.ranks import exit_code, of_all_ranks
 from lightning_dqn.shipped import resolve_config_names
 from lightning_dqn.signals import is_interrupted
-from lightning_dqn.trust import TRUST_HELP, trusted_modules
+from lightning_dqn.trust import TRUST_HELP, errors_of_checkpoint, trusted_modules
 from lightning_dqn.video import EpisodeVideo
 from lightning_dqn.watch import ProgressBar, WandbLogger
 
@@ -145,7 +145,8 @@ class DQNCLI(LightningCLI):
             super().instantiate_classes()
             return
         trust = trusted_modules(self.config[command].trust)
-        model = DQNLightningModule.load_from_checkpoint(path, map_location="cpu", trust=trust)
+        with errors_of_checkpoint(path):
+            model = DQNLightningModule.load_from_checkpoint(path, map_location="cpu", trust=trust)
         del self.config[command]["model"]  # the recorded settings are those that are used; these are in the checkpoint
         super().instantiate_classes()
         self.model = model

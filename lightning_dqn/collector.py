@@ -37,6 +37,8 @@ class _Pause(NamedTuple):
     """What a second fit of the same Trainer continues from."""
 
     data: ExperienceDataModule
+    env_steps: int
+    counters: dict[str, Any]
     episodes: dict[str, NDArray[Any]]
 
 
@@ -122,6 +124,13 @@ class ExperienceCollector(Callback):
             data.env_steps = self.episodes = self.iterations = 0
             self._recent.clear()
             self.explorer.load_state_dict({})
+        if continues and self._pause is not None and self._pause.env_steps != data.env_steps:
+            data.env_steps = self._pause.env_steps
+            self.load_state_dict(self._pause.counters)
+            rank_zero_warn(
+                "A checkpoint was loaded between two fits of this Trainer: replay, clock and exploration continue, "
+                "with the weights of that checkpoint."
+            )
         self._failures = 0
         if not continues:
             self.rng = data.rng(RandomStream.EXPLORATION)
@@ -151,7 +160,7 @@ class ExperienceCollector(Callback):
         """Record the running episodes, so that a second fit of the same Trainer continues this one."""
         data = data_of(trainer)
         if data is not None:
-            self._pause = _Pause(data, self._episodes(data))
+            self._pause = _Pause(data, data.env_steps, self.state_dict(), self._episodes(data))
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: ReplayBatch, batch_idx: int
@@ -386,17 +395,19 @@ class ExperienceCollector(Callback):
             return self.rng.integers(self._envs.num_actions, size=len(observation))
         return uniform_actions(self._envs.action_mask, self.rng)
 
-    def _log(self, data: ExperienceDataModule, pl_module: LightningModule, now: float, logger: bool = True) -> None:
+    def _log(
+        self, data: ExperienceDataModule, pl_module: LightningModule, now: float, logger: bool | None = None
+    ) -> None:
         log = partial(_log_exactly, pl_module, logger=logger)
-        if logger:  # validations and ends of epochs log the clock themselves
+        if logger is None:  # validations and ends of epochs log the clock themselves
             self._log_clock(pl_module.trainer, pl_module)
         returns, lengths = np.array(self._recent or [(0.0, 0)], np.float64).sum(axis=0)
         own = data.env_steps / data.world_size, len(self._recent), returns, lengths
         env_steps, episodes, returns, lengths = over_ranks(pl_module.trainer, own, "sum")
         steps, then = self._last_log
-        if logger or env_steps > steps:  # right after a row, the speed is the one in that row
+        if logger is None or env_steps > steps:  # right after a row, the speed is the one in that row
             self._speed = (env_steps - steps) / max(now - then, 1e-9)
-        if logger:
+        if logger is None:
             self._last_log = (env_steps, now)
         if self._speed is not None:
             log("collect/env_steps_per_second", self._speed, prog_bar=True)
@@ -411,7 +422,7 @@ class ExperienceCollector(Callback):
         elif not logger:
             self._monitors.wait(pl_module.trainer, ("collect/return", "collect/episode_length"))
 
-    def _log_clock(self, trainer: Trainer, pl_module: LightningModule, logger: bool = True) -> None:
+    def _log_clock(self, trainer: Trainer, pl_module: LightningModule, logger: bool | None = None) -> None:
         data = data_of(trainer)
         if data is not None:
             (env_steps,) = over_ranks(trainer, [data.env_steps / data.world_size], "sum")
@@ -432,7 +443,7 @@ def _described(explorer: Explorer) -> Any:
 
 
 def _log_exactly(
-    pl_module: LightningModule, name: str, value: float, prog_bar: bool = False, logger: bool = True
+    pl_module: LightningModule, name: str, value: float, prog_bar: bool = False, logger: bool | None = None
 ) -> None:
     # a Python number would be logged as float32, which cannot tell 16,777,217 from 16,777,216
     pl_module.log(name, torch.tensor(value, dtype=torch.float64), prog_bar=prog_bar, logger=logger)

@@ -125,13 +125,16 @@ def differences(saved: Any, own: Any, name: str) -> list[str]:
         return [line for key in both for line in differences(saved[key], own[key], f"{name}.{key}")]
     if isinstance(saved, list | tuple) and isinstance(own, list | tuple):
         saved, own = list(saved), list(own)
-    return [] if saved == own else [f"{name} was {saved} and is now {own}"]
+    plain = (type(None), bool, int, float, str, list)
+    same = saved == own if isinstance(saved, plain) and isinstance(own, plain) else str(saved) == str(own)
+    return [] if same else [f"{name} was {saved} and is now {own}"]
 
 
 def _class_and_arguments(value: Any) -> tuple[str | None, dict[str, Any]]:
     if isinstance(value, str):
         return value, {}
-    return value.get("class_path"), dict(value.get("init_args") or {})
+    path, arguments = value.get("class_path"), value.get("init_args")
+    return None if path is None else str(path), dict(arguments) if isinstance(arguments, Mapping) else {}
 
 
 def _defaults(class_path: Any) -> dict[str, Any]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import re
 import types
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import IO, Annotated, Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
@@ -174,6 +175,25 @@ def open_settings(
     if not isinstance(saved, Mapping):
         raise CheckpointError(f"ckpt_path: {name} has no settings for a {kind.__name__}")
     return checkpoint, {name: value for name, value in saved.items() if name not in given}, builder
+
+
+@contextmanager
+def errors_of_checkpoint(path: str | Path) -> Iterator[None]:
+    """Turn what loading a checkpoint raises into one line that names the checkpoint.
+
+    Args:
+        path: The checkpoint.
+
+    Raises:
+        CheckpointError: For every error of the classes that the checkpoint names.
+    """
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        reason = " ".join((str(error).splitlines() or [type(error).__name__])[:2]).strip()
+        raise CheckpointError(f"ckpt_path: {path} cannot be loaded: {reason or type(error).__name__}") from error
 
 
 def trusted_modules(text: str) -> tuple[str, ...]:

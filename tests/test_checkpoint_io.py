@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 
 from lightning_dqn import DQNLightningModule, ExperienceDataModule, checkpoint_io
-from lightning_dqn.checkpoint_file import CheckpointError, generations, previous_of, read_checkpoint
+from lightning_dqn.checkpoint_file import CheckpointError, checksums_of, generations, previous_of, read_checkpoint
 from lightning_dqn.checkpoint_io import (
     CrashSafeCheckpointIO,
     checkpoint_folders,
@@ -176,11 +176,16 @@ def test_addresses_are_written_to_as_lightning_does():
 
 def test_what_belongs_to_a_checkpoint_is_removed_with_it(saved):
     CrashSafeCheckpointIO().remove_checkpoint(saved)
+    assert saved.exists()  # this run has saved nothing into the folder
+    io = CrashSafeCheckpointIO()
+    io.save_checkpoint(state(3), saved)
+    io.remove_checkpoint(saved)
     assert names(saved.parent) == []
 
 
 def test_remove_checkpoint_leaves_what_its_saves_did_not_write(tmp_path):
-    CrashSafeCheckpointIO().save_checkpoint(state(1), tmp_path / "x.ckpt")
+    io = CrashSafeCheckpointIO()
+    io.save_checkpoint(state(1), tmp_path / "x.ckpt")
     (tmp_path / "x.previous.ckpt").write_text("mine")
     (tmp_path / "y.ckpt").mkdir()
     (tmp_path / "y.ckpt" / "mine.txt").touch()
@@ -188,8 +193,8 @@ def test_remove_checkpoint_leaves_what_its_saves_did_not_write(tmp_path):
     (tmp_path / "z.ckpt").touch()
     (tmp_path / "z.ckpt.sha256").write_text("mine")
     for name in ("x", "y", "z"):
-        CrashSafeCheckpointIO().remove_checkpoint(tmp_path / f"{name}.ckpt")
-    assert names(tmp_path) == ["x.previous.ckpt", "y.ckpt", "y.ckpt.sha256", "z.ckpt.sha256"]
+        io.remove_checkpoint(tmp_path / f"{name}.ckpt")
+    assert names(tmp_path) == ["x.previous.ckpt", "y.ckpt", "y.ckpt.sha256", "z.ckpt", "z.ckpt.sha256"]
     assert (tmp_path / "y.ckpt" / "mine.txt").exists()
 
 
@@ -465,3 +470,34 @@ def test_weights_alone_are_loaded_as_safely(make_trainer, make_model, tmp_path):
         with pytest.raises(CheckpointError):
             DQNLightningModule.load_from_checkpoint(tmp_path / "x.ckpt", weights_only=False)
     assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    "other", ["local://{}/thesis", "{}/thesis", "{}/thesis/a.txt", "{}/x/../thesis/a.txt", "{}/other.ckpt"]
+)
+def test_paths_in_a_resumed_checkpoint_are_not_removed(make_trainer, make_model, tmp_path, other):
+    """ModelCheckpoint takes the path of the checkpoint that it removes next from the checkpoint that is resumed."""
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "a.txt").write_text("mine")
+    (tmp_path / "run").mkdir()
+    make_trainer(callbacks=[latest(tmp_path / "run")], enable_checkpointing=True).fit(
+        make_model(source := data()), source
+    )
+    path = tmp_path / "run" / "latest.ckpt"
+    shutil.copy(path, tmp_path / "other.ckpt")
+    shutil.copy(checksums_of(path), tmp_path / "other.ckpt.sha256")
+    content = torch.load(path, weights_only=True)
+    hostile = other.format(tmp_path)
+    for name, state in content["callbacks"].items():
+        if "ModelCheckpoint" in name:
+            state |= {"best_model_path": hostile, "kth_best_model_path": hostile, "last_model_path": hostile}
+    torch.save(content, path)
+    checksums_of(path).unlink()
+    before = {file: file.read_bytes() for file in [*tmp_path.glob("thesis/*"), *tmp_path.glob("other.ckpt*")]}
+    callback = latest(tmp_path / "run")
+    callback.save_last = True
+    again = data()
+    make_trainer(max_epochs=3, callbacks=[callback], enable_checkpointing=True).fit(
+        make_model(again), again, ckpt_path=path, weights_only=True
+    )
+    assert {file: file.read_bytes() for file in before} == before

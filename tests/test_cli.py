@@ -337,7 +337,7 @@ def test_settings_that_differ_from_the_checkpoints_are_named(recwarn):
     more = ["--model.optimizer.init_args.lr=0.5", "--data.batch_size=32"]
     main([*FIT, "--trainer.max_epochs=3", *more, latest])
     (said,) = [str(warning.message) for warning in recwarn if "other settings" in str(warning.message)]
-    assert "model.optimizer.init_args.lr was 0.002 and is now 0.5" in said
+    assert "model.optimizer.lr was 0.002 and is now 0.5" in said
     assert "data.batch_size was 64 and is now 32" in said
     assert said.count(" was ") == 3
 

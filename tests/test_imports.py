@@ -187,7 +187,7 @@ MAY_IMPORT = {
     "tune": {"command", "files", "shipped", "space", "trial"},
     "export": {"command", "datamodule", "files", "loading", "module", "networks"},
     "card": {"apps", "command", "files", "report", "runs"},
-    "loading": {"checkpoint_file", "command", "datamodule", "module"},
+    "loading": {"checkpoint_file", "command", "datamodule", "module", "trust"},
     "report": {"command", "datamodule", "files", "groups", "loading", "runs", "statistics"},
     # on the machines of a Ray cluster
     "ray_head": {"command", "ray_cluster"},

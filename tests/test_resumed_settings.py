@@ -144,6 +144,7 @@ C51 = {"head": CategoricalHead, "target_rule": QLearning()}
             {"lr_scheduler": partial(ReduceLROnPlateau, patience=4)},
             r"model\.lr_scheduler\.patience was 3 and is now 4\. A schedule that follows a metric cannot be resumed",
         ),
+        ({}, {"optimizer": partial(ADAM, amsgrad=True)}, r"model\.optimizer\.amsgrad was False .* has no state for it"),
         ({}, {"data": {"buffer": PrioritizedReplayBuffer(200)}}, r"data\.buffer"),
         (
             {},
@@ -156,7 +157,19 @@ C51 = {"head": CategoricalHead, "target_rule": QLearning()}
             r"data\.buffer\.alpha",
         ),
     ],
-    ids=["torso", "deeper", "dueling", "c51", "support", "optimizer", "plateau", "prioritised", "capacity", "alpha"],
+    ids=[
+        "torso",
+        "deeper",
+        "dueling",
+        "c51",
+        "support",
+        "optimizer",
+        "plateau",
+        "amsgrad",
+        "prioritised",
+        "capacity",
+        "alpha",
+    ],
 )
 def test_resume_with_what_the_run_must_keep_is_refused_by_name(resume, before, after, said):
     with warnings.catch_warnings():
@@ -220,6 +233,19 @@ def test_evaluation_of_a_checkpoint_with_another_network_is_refused_by_name(make
     module = DQNLightningModule(data.observation_shape, data.num_actions, torso=partial(MLPTorso, hidden_sizes=(9,)))
     with pytest.raises(ValueError, match=r"^ckpt_path: model\.torso is not the network in the checkpoint: "):
         getattr(make_trainer(), command)(module, data, ckpt_path=tmp_path / "latest.ckpt")
+
+
+def test_resume_under_a_schedule_that_follows_a_metric_uses_other_numbers_of_the_optimizer(resume):
+    plateau = {"lr_scheduler": partial(ReduceLROnPlateau, patience=3)}
+    with pytest.warns(UserWarning, match=r"model\.optimizer\.weight_decay"):
+        trainer, _, _ = resume(plateau, plateau | {"optimizer": partial(ADAM, weight_decay=0.5)})
+    assert trainer.optimizers[0].param_groups[0]["weight_decay"] == 0.5
+
+
+def test_resume_with_a_trainer_that_has_trained_is_refused(make_trainer, tmp_path):
+    trainer, module, _ = fit(make_trainer, tmp_path, 1)
+    with pytest.raises(ValueError, match=r"^ckpt_path: this Trainer has trained before\. Make a new Trainer"):
+        trainer.fit(module, trainer.datamodule, ckpt_path=tmp_path / "latest.ckpt")
 
 
 # parts

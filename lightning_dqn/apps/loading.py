@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from lightning_dqn.apps.command import Refusal
 from lightning_dqn.checkpoint_file import CheckpointError
 from lightning_dqn.experience.datamodule import ExperienceDataModule
 from lightning_dqn.learner.module import DQNLightningModule
+from lightning_dqn.trust import errors_of_checkpoint
 
 
 def load(
@@ -26,18 +26,10 @@ def load(
     Raises:
         Refusal: If it cannot be loaded.
     """
-    with _refused(checkpoint):
-        module = DQNLightningModule.load_from_checkpoint(checkpoint, map_location="cpu", trust=trust)
-        data = ExperienceDataModule.load_from_checkpoint(checkpoint, trust=trust, **settings)
-    return data, module
-
-
-@contextlib.contextmanager
-def _refused(checkpoint: Path) -> Iterator[None]:
     try:
-        yield
+        with errors_of_checkpoint(checkpoint):
+            module = DQNLightningModule.load_from_checkpoint(checkpoint, map_location="cpu", trust=trust)
+            data = ExperienceDataModule.load_from_checkpoint(checkpoint, trust=trust, **settings)
     except CheckpointError as error:
         raise Refusal(str(error)) from error
-    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
-        why = (str(error).splitlines() or [type(error).__name__])[0]
-        raise Refusal(f"ckpt_path: {checkpoint} cannot be loaded: {why}") from error
+    return data, module

@@ -313,7 +313,9 @@ class ExperienceDataModule(LightningDataModule):
         Raises:
             MemoryError: If the buffer does not fit, before it is allocated.
         """
-        if not keep_buffer:
+        if keep_buffer and self.dataset is not None:
+            self.replay_rng = self.dataset.rng
+        else:
             self.open_buffer()
         return self.open_envs()
 
@@ -405,7 +407,7 @@ class ExperienceDataModule(LightningDataModule):
             self.envs.close()
         if self._evaluation_envs is not None:
             self._evaluation_envs.close()
-        self.envs = self._evaluation_envs = None
+        self.envs = self._evaluation_envs = self.replay_rng = None
 
     def without_experience(self) -> Self:
         """A copy that makes the same environments in another process, and holds nothing of this one's experience."""

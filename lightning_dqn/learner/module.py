@@ -31,7 +31,7 @@ from lightning_dqn.learner.metrics import EpisodeMetrics
 from lightning_dqn.learner.modes import evaluation_mode, layers_to_switch
 from lightning_dqn.learner.networks import HeadFactory, MLPTorso, QNetwork, TorsoFactory
 from lightning_dqn.learner.normalization import target_copy
-from lightning_dqn.learner.optimizers import make_lr_scheduler, make_optimizer, use_new_settings
+from lightning_dqn.learner.optimizers import check_state, make_lr_scheduler, make_optimizer, use_new_settings
 from lightning_dqn.learner.requirements import check_optimizers, check_trainer
 from lightning_dqn.learner.resumed_settings import changed_settings, check_network
 from lightning_dqn.learner.skipping import SkippedUpdates
@@ -487,7 +487,7 @@ class DQNLightningModule(LightningModule):
     def on_train_batch_end(self, outputs: Any, batch: ReplayBatch, batch_idx: int) -> None:
         """Log means over the ``K`` updates where a logger writes a row: at every batch, logging would cost too much."""
         if self.trainer._logger_connector.should_update_logs:
-            self._log_updates(logger=True)
+            self._log_updates(logger=None)
 
     def on_train_epoch_end(self) -> None:
         """Log the means of the last iteration for callbacks that monitor them, without a row."""
@@ -549,7 +549,7 @@ class DQNLightningModule(LightningModule):
 
         Raises:
             ValueError: If the checkpoint is for other observations or actions, as from another environment; or if it
-                has another network, or for a fit another class of optimizer.
+                has another network, or for a fit another class of optimizer, or if the Trainer has trained before.
         """
         for name in ("observation_shape", "num_actions"):
             saved, own = checkpoint["hyper_parameters"][name], self.hparams[name]
@@ -559,6 +559,8 @@ class DQNLightningModule(LightningModule):
                     "environment (data.env_id)?"
                 )
         if self._trainer is not None:
+            if self.trainer.state.fn == "fit" and self.trainer.global_step > 0:  # Lightning would train nothing
+                raise ValueError("ckpt_path: this Trainer has trained before. Make a new Trainer to resume.")
             check_network(checkpoint["state_dict"], self.state_dict())
             if self.trainer.state.fn == "fit":
                 self._changed = changed_settings(checkpoint["hyper_parameters"], self.hparams)
@@ -579,15 +581,17 @@ class DQNLightningModule(LightningModule):
 
     def _use_changed_settings(self) -> None:
         changed, self._changed = self._changed, []
-        if not any(line.startswith(("model.optimizer", "model.lr_scheduler")) for line in changed):
+        lines = [line for line in changed if line.startswith(("model.optimizer", "model.lr_scheduler"))]
+        is_own = type(self).configure_optimizers is DQNLightningModule.configure_optimizers
+        if not lines or not is_own or "configure_optimizers" in vars(self):
             return
         trainer, factory = self.trainer, self.lr_scheduler_factory
-        fresh = make_optimizer(self.optimizer_factory, self.online.parameters())
+        optimizer, fresh = trainer.optimizers[0], make_optimizer(self.optimizer_factory, self.online.parameters())
+        check_state(optimizer, self.optimizer_factory, lines)
         make = None if factory is None else lambda optimizer: make_lr_scheduler(factory, optimizer)["scheduler"]
-        scheduler = use_new_settings(trainer.optimizers[0], fresh, make, trainer.global_step)
+        scheduler = use_new_settings(optimizer, fresh, make, trainer.global_step, lines)
         for config in trainer.lr_scheduler_configs:
-            assert scheduler is not None
-            config.scheduler = scheduler
+            config.scheduler = config.scheduler if scheduler is None else scheduler
 
     def _compile(self) -> CompiledUpdate | None:
         trainer = self.trainer
@@ -615,7 +619,7 @@ class DQNLightningModule(LightningModule):
     def _policy(self, observation: NDArray[Any], action_mask: NDArray[np.bool_] | None) -> NDArray[np.int64]:
         return self.act(observation, action_mask).cpu().numpy()
 
-    def _log_updates(self, logger: bool) -> None:
+    def _log_updates(self, logger: bool | None) -> None:
         logged = {
             "train/loss": self._iteration.losses,
             "train/td_error": self._iteration.td_errors,

@@ -10,7 +10,6 @@ from torch import Tensor
 from lightning_dqn.hparams import differences
 
 _NETWORK = ("model.torso", "model.head")
-_METRIC_DRIVEN = "ReduceLROnPlateau"
 
 
 def check_network(saved: Mapping[str, Any], own: Mapping[str, Tensor]) -> None:
@@ -43,20 +42,13 @@ def changed_settings(saved: Mapping[str, Any], own: Mapping[str, Any]) -> list[s
         own: Hyper-parameters of this run.
 
     Raises:
-        ValueError: If torso or head have changed, or the class of the optimizer, or a scheduler that follows a metric.
+        ValueError: If torso or head have changed, or the class of the optimizer.
     """
     changed = differences(saved, own, "model")
-    schedulers = (str(settings.get("lr_scheduler")) for settings in (saved, own))
-    follows_a_metric = any(_METRIC_DRIVEN in scheduler for scheduler in schedulers)
     for line in changed:
         setting = line.partition(" was ")[0]
         if setting.startswith(_NETWORK) or setting == "model.optimizer":
             raise ValueError(
                 f"ckpt_path: {line}. A resumed run keeps it: use that of the checkpoint or start a new run."
-            )
-        if follows_a_metric and setting.startswith(("model.lr_scheduler", "model.optimizer.lr")):
-            raise ValueError(
-                f"ckpt_path: {line}. A schedule that follows a metric cannot be resumed with other settings: use those "
-                "of the checkpoint or start a new run."
             )
     return changed

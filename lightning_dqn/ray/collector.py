@@ -211,10 +211,12 @@ class RayCollector(ExperienceCollector):
             self._disconnect()
         self._pool = self._disconnect = None
 
-    def _log(self, data: ExperienceDataModule, pl_module: LightningModule, now: float, logger: bool = True) -> None:
+    def _log(
+        self, data: ExperienceDataModule, pl_module: LightningModule, now: float, logger: bool | None = None
+    ) -> None:
         super()._log(data, pl_module, now, logger)
         lag, messages = over_ranks(pl_module.trainer, [self._lag, self._messages], "sum")
         if messages:
             pl_module.log("collect/weight_lag", torch.tensor(lag / messages, dtype=torch.float64), logger=logger)
-        if logger:
+        if logger is None:
             self._lag = self._messages = 0
