@@ -114,7 +114,7 @@ class CrashSafeCheckpointIO(TorchCheckpointIO):
         return self._instead(place, *second_best, problems)
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        """Remove a checkpoint with its checksums and its replay, unless its successor could not be saved.
+        """Remove a checkpoint and what its saves left beside it, unless its successor could not be saved.
 
         The callback that asks takes the path from the checkpoint that the run resumed. So only a checkpoint that the
         package saved, in a folder that this run saves into, is ever removed.

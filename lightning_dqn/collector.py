@@ -112,10 +112,10 @@ class ExperienceCollector(Callback):
         data = data_of(trainer)
         if data is None:
             return
-        continues = trainer.ckpt_path is None and trainer.global_step > 0 and self._pause is not None
-        if self._pause is not None and not (continues and self._pause.data is data):
-            self._pause, continues = None, False
-        if trainer.ckpt_path is None and not continues:  # from the start, perhaps not the first fit of these objects
+        may_continue = trainer.ckpt_path is None and trainer.global_step > 0
+        pause = self._pause if may_continue and self._pause is not None and self._pause.data is data else None
+        self._pause = pause
+        if trainer.ckpt_path is None and pause is None:  # from the start, perhaps not the first fit of these objects
             if trainer.global_step > 0:
                 rank_zero_warn(
                     "This Trainer has trained before, but not to its end with this data module and collector: network "
@@ -124,17 +124,17 @@ class ExperienceCollector(Callback):
             data.env_steps = self.episodes = self.iterations = 0
             self._recent.clear()
             self.explorer.load_state_dict({})
-        if continues and self._pause is not None and self._pause.env_steps != data.env_steps:
-            data.env_steps = self._pause.env_steps
-            self.load_state_dict(self._pause.counters)
+        if pause is not None and pause.env_steps != data.env_steps:
+            data.env_steps = pause.env_steps
+            self.load_state_dict(pause.counters)
             rank_zero_warn(
                 "A checkpoint was loaded between two fits of this Trainer: replay, clock and exploration continue, "
                 "with the weights of that checkpoint."
             )
         self._failures = 0
-        if not continues:
+        if pause is None:
             self.rng = data.rng(RandomStream.EXPLORATION)
-        self._open(data, keep_buffer=continues)
+        self._open(data, keep_buffer=pause is not None)
         self._state.begin(trainer)
         self._stepper = ThreadPoolExecutor(1, "environments") if self.overlap else None
 
@@ -419,7 +419,7 @@ class ExperienceCollector(Callback):
             self._monitors.end()
             log("collect/return", returns / episodes, prog_bar=True)
             log("collect/episode_length", lengths / episodes)
-        elif not logger:
+        elif logger is False:
             self._monitors.wait(pl_module.trainer, ("collect/return", "collect/episode_length"))
 
     def _log_clock(self, trainer: Trainer, pl_module: LightningModule, logger: bool | None = None) -> None:

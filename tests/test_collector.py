@@ -164,6 +164,14 @@ def test_episodes_and_their_returns_are_counted(make_trainer, make_model, tmp_pa
         assert (row["collect/return"], row["collect/episode_length"]) == ("6.0", "3.0")
 
 
+def test_rows_of_a_run_that_skips_no_update_have_no_column_for_skipped_updates(make_trainer, make_model, tmp_path):
+    data, logger = make_data(Chain, num_envs=4, steps_per_epoch=80), CSVLogger(tmp_path)
+    make_trainer(logger=logger, log_every_n_steps=1, limit_val_batches=0).fit(make_model(data), data)
+    rows = rows_of(logger)
+    assert rows
+    assert not any("train/skipped_updates" in row for row in rows)
+
+
 # -- what is done when -------------------------------------------------------------------------------------------------
 
 

@@ -320,7 +320,7 @@ class DQNLightningModule(LightningModule):
             ValueError: If an optimizer made elsewhere would also move the target network.
         """
         check_optimizers(self.trainer.optimizers, self.target)
-        if self.trainer.ckpt_path is None and not self._continues:  # perhaps not the first fit of this model
+        if self.trainer.ckpt_path is None and self.trainer.global_step == 0:  # perhaps not the first fit of this model
             self._skipped.reset()
         self._threads = limit_threads(self.online)
         self._watched = updates_are_watched(self, DQNLightningModule)
@@ -631,7 +631,7 @@ class DQNLightningModule(LightningModule):
         means = self.trainer.strategy.reduce(means, reduce_op="mean")
         for name, mean in zip(logged, means, strict=True):
             self.log(name, mean, logger=logger)
-        if self.skipped_updates or not logger:
+        if self.skipped_updates or logger is False:
             self.log("train/skipped_updates", float(self.skipped_updates), logger=logger)
 
     def _log_episodes(self, stage: str, metrics: EpisodeMetrics) -> None:
